@@ -1,0 +1,220 @@
+"""Every option of a run, by concern. The docstring under a field is its documentation.
+
+The sections are frozen: a run's configuration is a value. Names are those of Hugging Face's model
+configurations and of PyTorch's arguments wherever these have one. `docs/configuration.md` is made
+from this file.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, without unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ModelConfig(Section):
+    """The shape of the model."""
+
+    vocab_size: PositiveInt
+    """Rows of the embedding, at least the tokenizer's vocabulary. Never padded behind your back:
+    choose a multiple of 128 for speed and of `parallel.tensor` for splitting."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    num_hidden_layers: PositiveInt
+    """Transformer blocks."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_key_value_heads: PositiveInt | None = None
+    """Key and value heads (grouped-query attention); default: as many as query heads."""
+    head_dim: PositiveInt | None = None
+    """Width of one head; default: `hidden_size / num_attention_heads`."""
+    intermediate_size: PositiveInt | None = None
+    """Inner width of the feed-forward block; default: `4 * hidden_size`."""
+    max_position_embeddings: PositiveInt = 2048
+    """The longest sequence, in tokens."""
+    position_embedding: Literal["rope", "learned"] = "rope"
+    """Rotary (RoFormer, arXiv:2104.09864) or learned absolute positions (GPT-2)."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary frequencies."""
+    normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Norm before each sub-layer and at the end."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the variance inside the norm."""
+    hidden_act: Literal["silu", "gelu", "gelu_new", "relu"] = "silu"
+    """Activation of the feed-forward block; `gelu_new` is GPT-2's tanh approximation."""
+    gated_mlp: bool = True
+    """Feed-forward with a gate: `act(gate(x)) * up(x)`; with `silu` this is SwiGLU."""
+    linear_bias: bool = False
+    """Biases on every linear layer (GPT-2, GPT-3)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections alone (Qwen2)."""
+    tie_word_embeddings: bool = False
+    """The output layer uses the embedding's weights."""
+    hidden_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability after the embedding and each sub-layer."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability of the attention weights."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the initial weights; the projections that write into the residual
+    stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, the default applied."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head, the default applied."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Inner width of the feed-forward block, the default applied."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+
+class TokenizerConfig(Section):
+    """The tokenizer; needed where text is made into tokens or back."""
+
+    path: str | None = None
+    """A SentencePiece model (`.model`) or a Hugging Face `tokenizer.json`; default: the copy that
+    lies in the dataset's folder. It must be the one that made the data."""
+
+
+class DataConfig(Section):
+    """Where the tokens come from."""
+
+    train: str
+    """Folder of Arrow shards with a `dataset.json`, as `bigtrain data prepare` writes it."""
+    validation: str | None = None
+    """The same for held-out text; default: no validation."""
+    shuffle: bool = True
+    """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
+    mask_document_boundaries: bool = False
+    """Leave the first token of every document out of the loss: nothing before it says what it is."""
+
+
+class ParallelConfig(Section):
+    """How the work is split. Data parallel is what remains of the world."""
+
+    tensor: PositiveInt = 1
+    """Processes that share each layer's matrices (Megatron-LM, arXiv:1909.08053)."""
+    pipeline: PositiveInt = 1
+    """Processes that share the layers (1F1B, arXiv:2104.04473)."""
+    virtual_pipeline: PositiveInt = 1
+    """Chunks of layers per pipeline stage; above 1 the schedule is interleaved."""
+    sequence: bool = False
+    """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);
+    says nothing where `tensor` is 1."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is split over the data-parallel group (ZeRO, arXiv:1910.02054): 0 nothing, 1 the
+    optimizer's state, 2 the gradients as well, 3 the weights as well."""
+    offload: Literal["none", "optimizer"] = "none"
+    """Keep the optimizer's state and its step on the CPU."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that together hold one copy of the model."""
+        return self.tensor * self.pipeline
+
+
+class OptimizerConfig(Section):
+    """AdamW (arXiv:1711.05101). Weight decay touches matrices only: no biases, no norms."""
+
+    lr: PositiveFloat = 3e-4
+    """The peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the steps: a linear warm-up, then `name`."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """`cosine` and `linear` fall to `min_lr_ratio` at the last step; `wsd` (warm-up, stable,
+    decay; arXiv:2404.06395) stays at the peak and falls linearly over the last `decay_steps`."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the rate rises linearly from 0."""
+    decay_steps: NonNegativeInt = 0
+    """Steps of the final decay of `wsd`."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The last rate, as a part of the peak."""
+
+
+class TrainingConfig(Section):
+    """How long, on how much at a time, and where to."""
+
+    output_dir: str
+    """The run's folder. A run is continued by starting it again with the same folder."""
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    global_batch_size: PositiveInt
+    """Sequences per optimizer step, over all processes."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences per forward pass of one process."""
+    sequence_length: PositiveInt
+    """Tokens per sequence."""
+    seed: NonNegativeInt = 1234
+    """Decides the initial weights, the order of the data and the dropout."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Type of weights and activations; with `bf16` the master weights, the gradients' sum and the
+    optimizer stay in float32."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Compute activations again in the backward pass: the attention's core, or whole blocks."""
+    validation_interval: NonNegativeInt = 0
+    """Steps between two validations; 0: only after the last step."""
+    validation_samples: NonNegativeInt = 0
+    """Sequences of a validation; 0: the whole set, rounded down to whole batches."""
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and what is kept."""
+
+    interval: NonNegativeInt = 1000
+    """Steps between two checkpoints; 0: only after the last step. One is written at the end."""
+    keep_last: NonNegativeInt = 2
+    """How many of the newest checkpoints are kept; 0 keeps all."""
+    resume: bool = True
+    """Continue from the newest complete checkpoint in the run's folder, if there is one."""
+
+
+class LoggingConfig(Section):
+    """What the run tells."""
+
+    interval: PositiveInt = 1
+    """Steps between two rows of `metrics.jsonl`."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; `auto` is online when you are logged in, else offline in `RUN/wandb`."""
+    wandb_project: str = "bigtrain"
+    """Project the run appears under."""
+    wandb_entity: str | None = None
+    """Team or user; default: W&B's own default."""
+    run_name: str | None = None
+    """Name on the dashboard; default: the name of the run's folder."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    parallel: ParallelConfig = ParallelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
