@@ -5,16 +5,26 @@ configurations and of PyTorch's arguments wherever these have one. `docs/configu
 from this file.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, without unknown keys."""
+    """A part of the configuration: immutable, without unknown keys, and strict: `true` is not a
+    number, nor is `"2"`, so that a slip of the pen is told rather than guessed at."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -56,9 +66,9 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections alone (Qwen2)."""
     tie_word_embeddings: bool = False
     """The output layer uses the embedding's weights."""
-    hidden_dropout: float = Field(0.0, ge=0, lt=1)
+    hidden_dropout: Probability = 0.0
     """Dropout probability after the embedding and each sub-layer."""
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    attention_dropout: Probability = 0.0
     """Dropout probability of the attention weights."""
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights; the projections that write into the residual
@@ -130,13 +140,13 @@ class OptimizerConfig(Section):
 
     lr: PositiveFloat = 3e-4
     """The peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Probability, Probability] = Field((0.9, 0.95), strict=False)  # YAML has lists, not tuples
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: NonNegative = 0.1
     """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: NonNegative = 1.0
     """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
 
 
@@ -150,7 +160,7 @@ class ScheduleConfig(Section):
     """Steps over which the rate rises linearly from 0."""
     decay_steps: NonNegativeInt = 0
     """Steps of the final decay of `wsd`."""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: Fraction = 0.1
     """The last rate, as a part of the peak."""
 
 

@@ -5,9 +5,13 @@ that is broken, with the numbers and the remedy.
 """
 
 from collections.abc import Iterator
+from math import gcd
 
+from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
 from bigtrain.errors import ConfigError
+
+_SHOWN = 64  # no larger group is suggested: a remedy is a short list
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
@@ -28,19 +32,17 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: Naming every broken rule, one a line.
     """
-    problems = [*_model(config), *_shapes(config), *_world(config, world_size), *_zero(config), *_schedule(config)]
+    problems = [
+        *_model(config),
+        *_tensor(config),
+        *_pipeline(config),
+        *_world(config, world_size),
+        *_combinations(config),
+        *_schedule(config),
+        *_validation(config),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _divides(name: str, value: int, by_name: str, by: int, why: str) -> Iterator[str]:
-    if value % by:
-        yield f"{name} ({value}) is not divisible by {by_name} ({by}): {why}; {_fitting(value, by_name)}"
-
-
-def _fitting(value: int, by_name: str) -> str:
-    fits = [str(n) for n in range(1, min(value, 64) + 1) if value % n == 0]
-    return f"{by_name} could be {' or '.join(fits[-1:]) if len(fits) == 1 else ', '.join(fits[:-1]) + ' or ' + fits[-1]}"
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -48,17 +50,19 @@ def _model(config: Config) -> Iterator[str]:
     if m.head_dim is None and m.hidden_size % m.num_attention_heads:
         yield (
             f"model.hidden_size ({m.hidden_size}) is not divisible by model.num_attention_heads "
-            f"({m.num_attention_heads}); set model.head_dim or change one of them"
+            f"({m.num_attention_heads}): heads are of one size; "
+            f"{_fitting('model.num_attention_heads', m.hidden_size)}, or set model.head_dim"
         )
+    elif m.position_embedding == "rope" and m.head_size % 2:
+        yield f"the head size ({m.head_size}) is odd: rotary positions turn pairs; give an even model.head_dim"
     if m.num_attention_heads % m.kv_heads:
         yield (
-            f"model.num_attention_heads ({m.num_attention_heads}) is not divisible by "
-            f"model.num_key_value_heads ({m.kv_heads}): each key/value head serves the same number of query heads"
+            f"model.num_attention_heads ({m.num_attention_heads}) is not divisible by model.num_key_value_heads "
+            f"({m.kv_heads}): each key/value head serves the same number of query heads; "
+            f"{_fitting('model.num_key_value_heads', m.num_attention_heads)}"
         )
-    if m.position_embedding == "rope" and m.head_size % 2:
-        yield f"the head size ({m.head_size}) is odd: rotary positions turn pairs; use an even model.head_dim"
     if m.qkv_bias and m.linear_bias:
-        yield "model.qkv_bias and model.linear_bias are both true; linear_bias already includes the former"
+        yield "model.qkv_bias and model.linear_bias are both true; linear_bias includes qkv_bias: leave the latter out"
     if config.training.sequence_length > m.max_position_embeddings:
         yield (
             f"training.sequence_length ({config.training.sequence_length}) is above "
@@ -66,87 +70,137 @@ def _model(config: Config) -> Iterator[str]:
         )
 
 
-def _shapes(config: Config) -> Iterator[str]:
-    m, p = config.model, config.parallel
-    heads = "every process of the tensor group holds whole heads"
-    yield from _divides("model.num_attention_heads", m.num_attention_heads, "parallel.tensor", p.tensor, heads)
-    yield from _divides("model.num_key_value_heads", m.kv_heads, "parallel.tensor", p.tensor, heads)
-    yield from _divides("model.intermediate_size", m.ffn_size, "parallel.tensor", p.tensor, "columns are shared evenly")
-    if m.vocab_size % p.tensor:
-        above = -(-m.vocab_size // (128 * p.tensor)) * 128 * p.tensor
+def _tensor(config: Config) -> Iterator[str]:
+    m, tensor = config.model, config.parallel.tensor
+    shared = {"model.num_attention_heads": m.num_attention_heads, "model.intermediate_size": m.ffn_size}
+    if m.kv_heads != m.num_attention_heads:
+        shared["model.num_key_value_heads"] = m.kv_heads
+    for key, size in shared.items():
+        if size % tensor:
+            yield (
+                f"{key} ({size}) is not divisible by parallel.tensor ({tensor}): each process of the tensor group "
+                f"holds an equal share; {_fitting('parallel.tensor', *shared.values())}"
+            )
+    if m.vocab_size % tensor:
+        multiple = 128 * tensor
         yield (
-            f"model.vocab_size ({m.vocab_size}) is not divisible by parallel.tensor ({p.tensor}): "
-            f"rows are shared evenly; {above} would fit"
+            f"model.vocab_size ({m.vocab_size}) is not divisible by parallel.tensor ({tensor}): each process of the "
+            f"tensor group holds an equal share of rows; model.vocab_size={_next(m.vocab_size, multiple)} would fit"
         )
+    if config.parallel.sequence and config.training.sequence_length % tensor:
+        yield (
+            f"training.sequence_length ({config.training.sequence_length}) is not divisible by parallel.tensor "
+            f"({tensor}): with parallel.sequence each process holds as many tokens; "
+            f"training.sequence_length={_next(config.training.sequence_length, tensor)} would fit"
+        )
+
+
+def _pipeline(config: Config) -> Iterator[str]:
+    p, layers = config.parallel, config.model.num_hidden_layers
     if p.virtual_pipeline > 1 and p.pipeline == 1:
-        yield f"parallel.virtual_pipeline ({p.virtual_pipeline}) needs parallel.pipeline above 1"
-    elif m.num_hidden_layers % (p.pipeline * p.virtual_pipeline):
         yield (
-            f"model.num_hidden_layers ({m.num_hidden_layers}) is not divisible by parallel.pipeline ({p.pipeline}) "
-            f"x parallel.virtual_pipeline ({p.virtual_pipeline}): each chunk holds the same number of layers"
+            f"parallel.virtual_pipeline ({p.virtual_pipeline}) cuts the stages of a pipeline into chunks, "
+            f"but parallel.pipeline is 1; set parallel.virtual_pipeline=1 or raise parallel.pipeline"
         )
-    if p.sequence:
-        yield from _divides(
-            "training.sequence_length",
-            config.training.sequence_length,
-            "parallel.tensor",
-            p.tensor,
-            "sequence parallel gives each process the same number of tokens",
+    elif layers % (p.pipeline * p.virtual_pipeline):
+        if p.virtual_pipeline == 1:
+            chunks, remedy = f"parallel.pipeline ({p.pipeline})", _fitting("parallel.pipeline", layers)
+        else:
+            chunks = f"parallel.pipeline ({p.pipeline}) x parallel.virtual_pipeline ({p.virtual_pipeline})"
+            remedy = _fitting("their product", layers)
+        yield (
+            f"model.num_hidden_layers ({layers}) is not divisible by {chunks}: "
+            f"each chunk holds the same number of layers; {remedy}"
         )
 
 
 def _world(config: Config, world_size: int) -> Iterator[str]:
-    p, t = config.parallel, config.training
+    p = config.parallel
     if world_size % p.model_parallel_size:
-        near = max(p.model_parallel_size, world_size // p.model_parallel_size * p.model_parallel_size)
+        near = max(1, world_size // p.model_parallel_size) * p.model_parallel_size
         yield (
             f"tensor({p.tensor}) x pipeline({p.pipeline}) x data(?) does not make world size {world_size}: "
             f"start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor or parallel.pipeline"
         )
-        return
+    else:
+        yield from _batch(config, world_size)
+
+
+def _batch(config: Config, world_size: int) -> Iterator[str]:
+    p, t = config.parallel, config.training
     data = data_parallel_size(config, world_size)
     at_once = t.micro_batch_size * data
     if t.global_batch_size % at_once:
-        fits = [n for n in range(1, t.global_batch_size // data + 1) if t.global_batch_size % (n * data) == 0]
-        near = sorted(fits, key=lambda n: abs(n - t.micro_batch_size))[:2]
+        fits = _divisors(t.global_batch_size // data) if t.global_batch_size % data == 0 else []
+        near = sorted(sorted(fits, key=lambda n: abs(n - t.micro_batch_size))[:2])
         remedy = (
-            f"try training.micro_batch_size={' or '.join(map(str, sorted(near)))}"
-            if fits
-            else f"try training.global_batch_size={-(-t.global_batch_size // at_once) * at_once}"
+            f"training.micro_batch_size={any_of([str(n) for n in near])}"
+            if near
+            else f"training.global_batch_size={_next(t.global_batch_size, at_once)}"
         )
         yield (
             f"training.micro_batch_size ({t.micro_batch_size}) x data parallel ({data}) does not divide "
-            f"training.global_batch_size ({t.global_batch_size}); {remedy}"
+            f"training.global_batch_size ({t.global_batch_size}); try {remedy}"
         )
-        return
-    if p.pipeline > 1 and p.virtual_pipeline > 1 and (count := micro_batches(config, world_size)) % p.pipeline:
+    elif p.virtual_pipeline > 1 and p.pipeline > 1 and (count := micro_batches(config, world_size)) % p.pipeline:
         yield (
-            f"the interleaved schedule needs a number of micro-batches ({count}) that parallel.pipeline "
-            f"({p.pipeline}) divides; change training.global_batch_size or training.micro_batch_size, "
-            f"or set parallel.virtual_pipeline=1"
+            f"the interleaved schedule moves micro-batches in groups of parallel.pipeline ({p.pipeline}), which does "
+            f"not divide their number ({count}); set parallel.virtual_pipeline=1 or try "
+            f"training.global_batch_size={_next(t.global_batch_size, at_once * p.pipeline)}"
         )
 
 
-def _zero(config: Config) -> Iterator[str]:
+def _combinations(config: Config) -> Iterator[str]:
+    """ZeRO stage x pipeline x precision x offload: what the engines cannot do together, and why."""
     p = config.parallel
     if p.offload == "optimizer" and p.zero_stage == 0:
         yield (
-            "parallel.offload=optimizer needs parallel.zero_stage 1, 2 or 3: "
-            "DeepSpeed's offload moves the partition of the optimizer that stage 0 does not make"
+            "parallel.offload=optimizer needs parallel.zero_stage 1, 2 or 3: DeepSpeed's offload moves "
+            "the partition of the optimizer's state, which stage 0 does not make"
         )
 
 
 def _schedule(config: Config) -> Iterator[str]:
-    s, t = config.schedule, config.training
-    if s.warmup_steps > t.steps:
-        yield f"schedule.warmup_steps ({s.warmup_steps}) is above training.steps ({t.steps})"
-    if s.name == "wsd" and not 0 < s.decay_steps <= t.steps - s.warmup_steps:
+    s, steps = config.schedule, config.training.steps
+    if s.warmup_steps > steps:
+        yield f"schedule.warmup_steps ({s.warmup_steps}) is above training.steps ({steps}); the warm-up would never end"
+    elif s.name == "wsd" and not 0 < s.decay_steps <= steps - s.warmup_steps:
         yield (
             f"schedule.decay_steps ({s.decay_steps}) must be between 1 and training.steps - schedule.warmup_steps "
-            f"({t.steps - s.warmup_steps}) for schedule.name=wsd"
+            f"({steps - s.warmup_steps}) for schedule.name=wsd"
         )
     if s.name != "wsd" and s.decay_steps:
-        yield f"schedule.decay_steps ({s.decay_steps}) belongs to schedule.name=wsd; {s.name} decays until the last step"
-    b1, b2 = config.optimizer.betas
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        yield f"optimizer.betas ({b1}, {b2}) must each be at least 0 and below 1"
+        what = "never falls" if s.name == "constant" else "falls until the last step"
+        yield (
+            f"schedule.decay_steps ({s.decay_steps}) belongs to schedule.name=wsd, but {s.name} {what}; "
+            f"leave it out or set schedule.name=wsd"
+        )
+
+
+def _validation(config: Config) -> Iterator[str]:
+    t = config.training
+    asked = [key for key in ("validation_interval", "validation_samples") if getattr(t, key)]
+    if config.data.validation is None and asked:
+        yield (
+            f"training.{asked[0]} ({getattr(t, asked[0])}) asks for validation, but data.validation names no dataset; "
+            f"give one or set training.{asked[0]}=0"
+        )
+    elif 0 < t.validation_samples < t.global_batch_size:
+        yield (
+            f"training.validation_samples ({t.validation_samples}) is less than one batch, "
+            f"training.global_batch_size ({t.global_batch_size}); raise it, or 0 for the whole set"
+        )
+
+
+def _fitting(key: str, *sizes: int) -> str:
+    """Which values of `key` divide all of `sizes`."""
+    return f"{key} could be {any_of([str(n) for n in _divisors(gcd(*sizes))])}"
+
+
+def _divisors(size: int) -> list[int]:
+    return [n for n in range(1, min(size, _SHOWN) + 1) if size % n == 0]
+
+
+def _next(size: int, multiple: int) -> int:
+    """The least multiple that is not below `size`."""
+    return -(-size // multiple) * multiple

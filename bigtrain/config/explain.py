@@ -1,0 +1,130 @@
+"""Pydantic's errors in the words of the person who wrote the configuration."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from bigtrain.config.reading import Layer, merge
+from bigtrain.config.reference import any_of, as_section, choices, in_yaml, options, takes
+from bigtrain.config.schema import Config
+
+Location = tuple[int | str, ...]
+
+
+def explain(errors: Iterable[ErrorDetails], layers: Sequence[Layer], where_missing: str = "") -> str:
+    """One line for each mistake: who said it, the key, the value, and what would be right.
+
+    Args:
+        errors: What pydantic found in the merged layers.
+        layers: Files and overrides, the lowest first; a mistake is laid at the door of the last one that names its key.
+        where_missing: The file to name for a key that nobody gave.
+    """
+    tree = merge(layers)
+    lines = []
+    for error in errors:
+        location = error["loc"]
+        source = where_missing if error["type"] == "missing" else _source(layers, location)
+        lines.append((f"{source}: " if source else "") + _line(error, tree))
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _source(layers: Sequence[Layer], location: Location) -> str:
+    for layer in reversed(layers):
+        try:
+            _at(layer.tree, location)
+        except (KeyError, IndexError, TypeError):
+            continue
+        return layer.source
+    return ""
+
+
+def _at(tree: Any, location: Location) -> Any:
+    for part in location:
+        tree = tree[part]
+    return tree
+
+
+def _line(error: ErrorDetails, tree: Any) -> str:
+    location, kind = error["loc"], error["type"]
+    if kind == "extra_forbidden":
+        return _unknown([str(part) for part in location])
+    if kind == "invalid_key":
+        return f"{'.'.join(map(str, location))} is not a name: a key is text"
+    path, field = _field(location)
+    if kind == "missing" and len(path) == len(location):
+        return _missing(path, field)
+    return _wrong(path, field, _at(tree, tuple(path)), kind)
+
+
+def _missing(path: Sequence[str], field: FieldInfo) -> str:
+    if section := as_section(field):
+        needed = [name for name, below in section.model_fields.items() if below.is_required()]
+        return f"the section {'.'.join(path)} is missing; it needs at least {', '.join(needed)}"
+    return f"{'.'.join(path)} is missing ({takes(field)}): {' '.join((field.description or '').split())}"
+
+
+def _wrong(path: Sequence[str], field: FieldInfo, value: Any, kind: str) -> str:
+    key = ".".join(path)
+    if isinstance(value, dict) and not as_section(field):
+        return f"{key} is a value, not a section: it takes {takes(field)}"
+    shown = in_yaml(value)
+    if isinstance(value, str) and not choices(field):
+        shown = repr(value)  # quotes tell "2" from 2
+    if len(shown) > 80:
+        shown = f"{shown[:77]}..."
+    near = get_close_matches(str(value), choices(field), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    what = "a finite number" if kind == "finite_number" else takes(field)
+    return f"{key} = {shown}: it takes {what}{hint}"
+
+
+def _unknown(location: Sequence[str]) -> str:
+    *path, key = location
+    name = ".".join(location)
+    known = [option.key for option in options()]
+    if key in known:  # `parallel.tensor: 2` in a file
+        section, _, option = key.rpartition(".")
+        return f"unknown key {name}; dots are for the command line: write `{option}:` indented below `{section}:`"
+    if key == "extends":
+        return f"unknown key {name}; extends stands at the top of a file, beside the sections"
+    section_class = _section(path)
+    own = list(section_class.model_fields) if section_class else []
+    elsewhere = {option: option.rpartition(".")[2] for option in known}
+    candidates = (
+        [option for option, last in elsewhere.items() if last == key],
+        [".".join([*path, near]) for near in get_close_matches(key, own, 1)],
+        [".".join([*path, other]) for other in own if other in key or key in other],
+        [option for option, last in elsewhere.items() if last in get_close_matches(key, elsewhere.values(), 1)],
+    )
+    for found in candidates:
+        if found:
+            return f"unknown key {name}; did you mean {any_of(found)}?"
+    return f"unknown key {name}; {'.'.join(path) or 'a configuration'} has {', '.join(own)}"
+
+
+def _field(location: Location) -> tuple[list[str], FieldInfo]:
+    """The option or section at or above `location`, with its path: an error may lie inside a list."""
+    owner: type[BaseModel] = Config
+    path: list[str] = []
+    field: FieldInfo | None = None
+    for part in location:
+        field = owner.model_fields[str(part)]
+        path.append(str(part))
+        below = as_section(field)
+        if below is None:
+            break
+        owner = below
+    assert field is not None, location
+    return path, field
+
+
+def _section(path: Sequence[str]) -> type[BaseModel] | None:
+    owner: type[BaseModel] | None = Config
+    for name in path:
+        field = owner.model_fields.get(name) if owner else None
+        owner = as_section(field) if field else None
+    return owner

@@ -1,0 +1,124 @@
+"""The schema in words: every option with its type, default and meaning.
+
+The messages about a wrong value, `docs/configuration.md` and the frozen list of options in the
+tests all speak from here.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from bigtrain.config.schema import Config
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of the configuration."""
+
+    key: str
+    """Dotted: `parallel.tensor`."""
+    type: str
+    """What it takes, in words: `a whole number above 0`."""
+    default: str | None
+    """As YAML writes it; None where the key must be given."""
+    description: str
+
+
+def options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Option]:
+    """Every option below `section`, in the schema's order."""
+    for name, field in section.model_fields.items():
+        if below := as_section(field):
+            yield from options(below, f"{prefix}{name}.")
+        else:
+            default = None if field.is_required() else in_yaml(field.get_default(call_default_factory=True))
+            yield Option(prefix + name, takes(field), default, " ".join((field.description or "").split()))
+
+
+def markdown() -> str:
+    """The reference of all options: a heading, the section's sentence and a table for each section."""
+    return "\n".join(_chapter(name, section) for name, section in sections())
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    """The name and the class of every section."""
+    for name, field in Config.model_fields.items():
+        if section := as_section(field):
+            yield name, section
+
+
+def as_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a field that holds a section; None for an option."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def takes(field: FieldInfo) -> str:
+    """What a field takes, in words."""
+    if section := as_section(field):
+        return f"a section with {', '.join(section.model_fields)}"
+    return _words(field.annotation, field.metadata)
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The words that a field takes; empty where it does not name them."""
+    return [str(word) for word in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+
+
+def in_yaml(value: Any) -> str:
+    """A value as YAML writes it on one line."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def any_of(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _words(kind: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        return any_of([_words(part) for part in parts])
+    if origin is Literal:
+        return any_of([str(part) for part in parts])
+    if origin is tuple:
+        return f"a list of {len(parts)}, each {_words(parts[0])}"
+    return " ".join([_NAMES.get(kind, str(kind)), *([bounds] if (bounds := _bounds(metadata)) else [])])
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    found: dict[str, float] = {}
+    for item in metadata:
+        for constraint in getattr(item, "metadata", [item]):  # a Field inside Annotated holds a list of them
+            if isinstance(
+                constraint, annotated_types.Gt | annotated_types.Ge | annotated_types.Lt | annotated_types.Le
+            ):
+                found |= {
+                    word: getattr(constraint, name) for name, word in _BOUNDS.items() if hasattr(constraint, name)
+                }
+    return " and ".join(f"{word} {bound}" for word, bound in found.items())
+
+
+def _chapter(name: str, section: type[BaseModel]) -> str:
+    rows = []
+    for option in options(section):
+        cells = (f"`{name}.{option.key}`", option.type, _default(option), option.description)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    about = " ".join((section.__doc__ or "").split())
+    return "\n".join(
+        [f"## `{name}`\n", f"{about}\n", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _default(option: Option) -> str:
+    return "**required**" if option.default is None else f"`{option.default}`"
