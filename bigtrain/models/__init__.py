@@ -1,0 +1,1 @@
+"""Models out of Megatron-core's parts, and what their configuration alone tells (`size`)."""

@@ -1,0 +1,164 @@
+"""GPT: decoder-only transformers from GPT-2 to Llama, by configuration."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, vocab_parallel_cross_entropy
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor
+
+from bigtrain.config import Config
+from bigtrain.models.attention import CoreAttention
+from bigtrain.models.norm import Norm
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class GPT(GPTModel):
+    """Megatron-core's GPT with a loss that does not pay for a split vocabulary where there is none."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross entropy of each token, in float32.
+
+        Args:
+            labels: [b, s] int64
+            logits: [s, b, vocab_size / tensor]
+
+        Returns:
+            [b, s]
+        """
+        labels = labels.transpose(0, 1)
+        if self.config.tensor_model_parallel_size > 1:
+            losses = vocab_parallel_cross_entropy(logits.float(), labels.contiguous())
+        else:
+            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        return losses.transpose(0, 1)
+
+
+def build_gpt(config: Config) -> list[GPT]:
+    """This process's part of the model: one :class:`GPT` per chunk of layers.
+
+    The process groups must exist. Weights are allocated on the process's device, in the type of
+    `training.precision`, and hold nothing yet: see :mod:`bigtrain.models.initialize`.
+    """
+    transformer = transformer_config(config)
+    virtual = config.parallel.virtual_pipeline if config.parallel.virtual_pipeline > 1 else None
+    return [_chunk(config, transformer, None if virtual is None else stage) for stage in range(virtual or 1)]
+
+
+def _chunk(config: Config, transformer: TransformerConfig, vp_stage: int | None) -> GPT:
+    model = config.model
+    layers = get_num_layers_to_build(transformer, vp_stage=vp_stage)
+    return GPT(
+        transformer,
+        TransformerBlockSubmodules(layer_specs=[layer_spec()] * layers, layer_norm=Norm),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        position_embedding_type="rope" if model.position_embedding == "rope" else "learned_absolute",
+        rotary_base=model.rope_theta,
+        parallel_output=True,
+        vp_stage=vp_stage,
+    )
+
+
+def layer_spec() -> ModuleSpec:
+    """One pre-norm decoder layer: Megatron-core's parallel linear layers around our norm and attention."""
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=Norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=CoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=Norm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def transformer_config(config: Config) -> TransformerConfig:
+    """Our configuration in Megatron-core's words. Fused kernels that need more than PyTorch are off."""
+    model, parallel = config.model, config.parallel
+    dtype = DTYPES[config.training.precision]
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_size,
+        ffn_hidden_size=model.ffn_size,
+        gated_linear_unit=model.gated_mlp,
+        activation_func=ACTIVATIONS[model.hidden_act],
+        add_bias_linear=model.linear_bias,
+        add_qkv_bias=model.qkv_bias,
+        normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
+        layernorm_epsilon=model.norm_eps,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        sequence_parallel=parallel.sequence and parallel.tensor > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # `initialize` draws the weights, so that they do not depend on the layout; Megatron still has to
+        # mark which parameters are split, and does so only where it believes that it initialises them.
+        perform_initialization=True,
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+        **_recompute(config.training.recompute),
+    )
+
+
+def _leave(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _recompute(choice: str) -> dict[str, Any]:
+    if choice == "none":
+        return {}
+    if choice == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

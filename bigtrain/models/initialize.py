@@ -1,0 +1,66 @@
+"""Initial weights that do not depend on the layout.
+
+Each row of a global matrix is drawn by a generator seeded with (seed, name, layer, block of rows), so
+that a process draws only the rows it holds (and, of a matrix split along its columns, cuts out its
+part), and every layout starts from the same model.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bigtrain.config import ModelConfig
+from bigtrain.models.sharding import Box, ShardedParameter
+
+ROWS_PER_BLOCK = 256
+
+
+@torch.no_grad()
+def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfig, seed: int) -> None:
+    """Fill every parameter: norms with ones, biases with zeros, the rest with N(0, std^2).
+
+    std is `initializer_range`, and for the projections that write into the residual stream
+    `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3).
+    """
+    for sharded in parameters:
+        flat = sharded.parameter.data.view(-1)
+        for box in sharded.boxes:
+            values = _initial_values(box, model, seed)
+            flat[box.start : box.start + box.numel].copy_(values.reshape(-1))
+
+
+def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
+    if box.key.endswith("bias"):
+        return torch.zeros(box.shape)
+    if "norm" in box.key:
+        return torch.ones(box.shape)
+    std = model.initializer_range
+    if box.key.endswith(("linear_proj.weight", "linear_fc2.weight")):
+        std /= math.sqrt(2 * model.num_hidden_layers)
+    return normal_box(box, seed).mul_(std)
+
+
+def normal_box(box: Box, seed: int) -> Tensor:
+    """The box of a global tensor of standard normal float32 numbers that only (seed, name) decide."""
+    *stacked, rows, columns = box.global_shape
+    *stacked_offset, row, column = box.offset
+    *stacked_shape, row_count, column_count = box.shape
+    out = torch.empty(box.shape).view(-1, row_count, column_count)
+    layers = itertools.product(*(range(o, o + n) for o, n in zip(stacked_offset, stacked_shape, strict=True)))
+    for i, layer in enumerate(layers):
+        for block in range(row // ROWS_PER_BLOCK, -(-(row + row_count) // ROWS_PER_BLOCK)):
+            first = block * ROWS_PER_BLOCK
+            count = min(ROWS_PER_BLOCK, rows - first)
+            drawn = torch.randn(count, columns, generator=_generator(seed, box.key, layer, block))
+            low, high = max(first, row), min(first + count, row + row_count)
+            out[i, low - row : high - row] = drawn[low - first : high - first, column : column + column_count]
+    return out.view(box.shape)
+
+
+def _generator(seed: int, key: str, layer: tuple[int, ...], block: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{key}/{layer}/{block}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))

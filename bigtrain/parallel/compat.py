@@ -1,0 +1,114 @@
+"""Megatron-core and DeepSpeed on a machine without a GPU, and DeepSpeed's one check that pipelines break.
+
+Megatron-core is written for CUDA: it asks for the current device, keeps CUDA random states, and its
+schedules make one tensor on the literal device "cuda". Everything that stands in for this is here
+and nowhere else; `tests/parallel/test_compat.py` says which part broke when megatron-core changes.
+Where there is a GPU, :func:`install` leaves all of it as it is.
+"""
+
+import logging
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_installed = False
+
+
+def use_gpu() -> bool:
+    """Whether this process computes on a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device this process computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu() else torch.device("cpu")
+
+
+def install() -> None:
+    """Prepare torch, Megatron-core and DeepSpeed for this machine; once per process, before they are used."""
+    global _installed
+    if _installed:
+        return
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron overlaps by the order of its launches
+    if not use_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _stand_in_for_cuda()
+    _quiet()
+    _deepspeed_without_compiler()
+    _check_zero3_over_data_parallel_group()
+    _installed = True
+
+
+class _TorchWithoutCuda(ModuleType):
+    """The torch module as Megatron's schedules see it: `device="cuda"` means the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.zeros(*size, device="cpu" if device == "cuda" else device, **options)
+
+
+def _stand_in_for_cuda() -> None:
+    cpu = torch.device("cpu")
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: cpu
+    cuda.set_device = lambda *_: None
+    cuda.synchronize = lambda *_: None
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    tensor: Any = torch.Tensor
+    tensor.cuda = lambda self, *_, **__: self
+
+    import megatron.core.pipeline_parallel.schedules as schedules
+    import megatron.core.tensor_parallel.random as random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    schedules.torch = _TorchWithoutCuda("torch")
+
+
+def _quiet() -> None:
+    """Warnings of the engines that a user can do nothing about."""
+    warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\.")
+    for name in ("megatron", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _deepspeed_without_compiler() -> None:
+    """Keep DeepSpeed from compiling its shared-memory op at the first `init_distributed` on a CPU.
+
+    It takes about a minute, needs a compiler, and only speeds up all-reduces between processes of one machine.
+    """
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _check_zero3_over_data_parallel_group() -> None:
+    """Let ZeRO-3 compare its trace of modules among the ranks that share it, not over the world.
+
+    After the first pass DeepSpeed asserts, by a broadcast over the world, that all ranks visited the
+    same modules. Pipeline stages never do, and would wait for one another forever. What must agree
+    are the ranks that gather the same parameters: the data-parallel group.
+    """
+    import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    def assert_same_in_group(ints: list[int]) -> None:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        mine = torch.tensor([len(ints), hash(tuple(ints)) & 0x7FFFFFFF], device=device())
+        first = mine.clone()
+        dist.broadcast(first, dist.get_global_rank(group, 0), group=group)
+        if not torch.equal(first, mine):
+            raise RuntimeError(f"rank {dist.get_rank()} walked the modules in another order than its data-parallel peers")
+
+    coordinator.assert_ints_same_as_other_ranks = assert_same_in_group

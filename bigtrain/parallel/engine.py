@@ -1,0 +1,221 @@
+"""The joint: Megatron-core runs forward and backward, DeepSpeed reduces, clips and steps.
+
+A training step is one call of Megatron-core's schedule inside one of DeepSpeed's coalesced
+reductions. Between the last backward pass and the reduction, :func:`_reduce_shared` adds up the
+gradients of parameters that several model-parallel processes hold a copy of.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from bigtrain.config import Config
+from bigtrain.data.loader import Batch
+from bigtrain.models.gpt import GPT, build_gpt
+from bigtrain.models.initialize import initialize_weights
+from bigtrain.models.sharding import ShardedParameter, sharded_parameters
+from bigtrain.parallel import compat
+from bigtrain.parallel.deepspeed_config import deepspeed_config
+from bigtrain.parallel.random import seed_step
+from bigtrain.parallel.topology import Layout, MegatronGroups
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells; the same on every rank."""
+
+    loss: Tensor
+    """Mean loss over the targets of the global batch, in nats; float32 scalar on the device."""
+    grad_norm: Tensor
+    """L2 norm of the whole model's gradient before clipping; float32 scalar."""
+
+
+class Engine:
+    """The model, its optimizer and both engines on this process."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        """Build and initialise; the process groups must exist (`topology.start_processes`)."""
+        self.config = config
+        self.layout = layout
+        seed_step(config.training.seed, 0, layout)
+        self._draws = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
+        chunks = build_gpt(config)
+        self.parameters: list[ShardedParameter] = sharded_parameters(chunks)
+        initialize_weights(self.parameters, config.model, config.training.seed)
+        self.tied_weight = _mark_for_norm(chunks, layout)
+        self.zero = _deepspeed(config, layout, chunks)
+        self.chunks = [_Chunk(self.zero, i, chunk) for i, chunk in enumerate(chunks)]
+
+    def train_step(self, batches: Sequence[Batch], targets: float, lr: float, step: int) -> StepResult:
+        """One optimizer step on the global batch of which `batches` is this process's part.
+
+        Args:
+            batches: Micro-batches of this data-parallel rank.
+            targets: Number of targets in the loss over the whole global batch.
+            lr: Learning rate of this step.
+            step: Number of this step, which decides its dropout.
+        """
+        self.zero.train()
+        if self._draws:
+            seed_step(self.config.training.seed, step, self.layout)
+        for group in self.zero.optimizer.param_groups:
+            group["lr"] = lr
+        with self.zero.coalesce_grad_reduction():
+            losses = self._run(batches, targets / (self.layout.data * len(batches)), forward_only=False)
+            self._reduce_shared()
+        self.zero.set_gradient_accumulation_boundary(True)
+        self.zero.step()
+        grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
+        return StepResult(self._sum_over_world(losses) / targets, grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+        """Sum of the losses of all targets of the global batch, in nats; the same on every rank."""
+        self.zero.eval()
+        return self._sum_over_world(self._run(batches, 1.0, forward_only=True))
+
+    def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
+        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage."""
+
+        def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
+            batch = next(iterator).to(compat.device())
+
+            def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
+                total = (losses * batch.loss_mask).sum()
+                return total / divisor, total.detach()  # the schedule divides the former in place
+
+            return chunk(batch), loss_function
+
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(batches),
+            seq_length=self.config.training.sequence_length,
+            micro_batch_size=self.config.training.micro_batch_size,
+            forward_only=forward_only,
+        )
+
+    def _sum_over_world(self, losses: Sequence[Tensor]) -> Tensor:
+        counts_here = self.layout.is_last_stage and self.layout.tensor_rank == 0
+        total = torch.stack(list(losses)).sum() if counts_here else torch.zeros((), device=compat.device())
+        dist.all_reduce(total)
+        return total
+
+    def _reduce_shared(self) -> None:
+        """Add up the gradients of parameters held by several model-parallel processes."""
+        if self.layout.sequence:
+            norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
+            _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
+        if self.tied_weight is not None:
+            _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())
+        if self.layout.zero_stage == 0 and self.layout.data > 1:
+            gradients = [_gradient(p) for p in self.zero.module.parameters()]
+            _all_reduce(gradients, parallel_state.get_data_parallel_group(), divide_by=self.layout.data)
+
+
+class _Chunk(nn.Module):
+    """A chunk of the model as Megatron-core's schedule wants to see it; calls go through DeepSpeed's engine."""
+
+    def __init__(self, zero: deepspeed.DeepSpeedEngine, index: int, chunk: GPT) -> None:
+        super().__init__()
+        # Not registered as sub-modules: this is a view.
+        object.__setattr__(self, "_zero", zero)
+        object.__setattr__(self, "module", chunk)
+        self.index = index
+        self.config = chunk.config
+        self.vp_stage = chunk.vp_stage
+
+    def set_input_tensor(self, tensor: Tensor) -> None:
+        self.module.set_input_tensor(tensor)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._zero(self.index, batch)
+
+
+class _Chunks(nn.Module):
+    """What DeepSpeed owns: all chunks of this process."""
+
+    def __init__(self, chunks: Sequence[GPT]) -> None:
+        super().__init__()
+        self.chunks = nn.ModuleList(chunks)
+
+    def forward(self, index: int, batch: Batch) -> Tensor:
+        return self.chunks[index](batch.input_ids, batch.position_ids, None, labels=batch.labels)
+
+
+def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
+    model = _Chunks(chunks)
+    zero_group = parallel_state.get_data_parallel_group() if layout.zero_stage else _group_of_one()
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=_adamw(config, model),
+        config=deepspeed_config(config),
+        mpu=MegatronGroups(zero_group),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW whose weight decay touches matrices only."""
+    options = config.optimizer
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        fused=True,
+    )
+
+
+def _group_of_one() -> dist.ProcessGroup:
+    return dist.new_subgroups(1)[0]
+
+
+def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None:
+    """Tell DeepSpeed which parameters count in this process's share of the gradient norm.
+
+    A parameter that is split counts everywhere; a copy counts on the first tensor rank only. The
+    output layer's copy of tied embeddings does not count: its gradient is the embedding's.
+
+    Returns:
+        The tied weight, where another pipeline stage holds it as well.
+    """
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            parameter.model_parallel = getattr(parameter, "tensor_model_parallel", False) or layout.tensor_rank == 0
+    if layout.pipeline == 1 or not chunks[0].share_embeddings_and_output_weights:
+        return None
+    if chunks[0].pre_process:
+        return chunks[0].shared_embedding_or_output_weight()
+    if not chunks[-1].post_process:
+        return None
+    copy = chunks[-1].shared_embedding_or_output_weight()
+    copy.ds_pipe_replicated = True  # read by ZeRO 1 and 2
+    copy.model_parallel = copy.tensor_model_parallel = False  # read by ZeRO 3
+    return copy
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None, "every parameter takes part in every step"
+    return parameter.grad
+
+
+def _all_reduce(tensors: Sequence[Tensor], group: dist.ProcessGroup, divide_by: int = 1) -> None:
+    """Sum (or average) tensors in place over a group, in one message."""
+    flat = _flatten_dense_tensors(tensors)
+    dist.all_reduce(flat, group=group)
+    flat /= divide_by
+    for tensor, reduced in zip(tensors, _unflatten_dense_tensors(flat, tensors), strict=True):
+        tensor.copy_(reduced)

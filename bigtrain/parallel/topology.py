@@ -1,0 +1,146 @@
+"""The layout as one value, and the process groups that follow from it.
+
+Ranks are laid out with tensor parallel fastest, then data parallel, then pipeline (Megatron-core's
+order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
+"""
+
+import datetime
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from bigtrain.config import Config
+from bigtrain.parallel import compat
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the axes, and this process's place on each."""
+
+    world_size: int
+    rank: int
+    tensor: int
+    tensor_rank: int
+    pipeline: int
+    pipeline_rank: int
+    virtual_pipeline: int
+    data: int
+    data_rank: int
+    sequence: bool
+    zero_stage: int
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the last pipeline stage, where the loss is known."""
+        return self.pipeline_rank == self.pipeline - 1
+
+    def describe(self) -> dict[str, int | bool]:
+        """The sizes alone, for events and checkpoints."""
+        return {k: v for k, v in asdict(self).items() if k != "rank" and not k.endswith("_rank")}
+
+
+def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
+    """Join the world that the launcher's environment describes and make every process group.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them the world is this process.
+    """
+    compat.install()
+    if not dist.is_initialized():
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+            os.environ.setdefault(name, value)
+        if compat.use_gpu():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if "MASTER_PORT" not in os.environ:
+            assert os.environ["WORLD_SIZE"] == "1", "several processes need MASTER_PORT"
+            os.environ["MASTER_PORT"] = "0"
+        dist.init_process_group(
+            "nccl" if compat.use_gpu() else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes)
+        )
+        _start_deepspeed()
+    p = config.parallel
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=p.tensor,
+        pipeline_model_parallel_size=p.pipeline,
+        virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+    )
+    return Layout(
+        world_size=dist.get_world_size(),
+        rank=dist.get_rank(),
+        tensor=p.tensor,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline=p.pipeline,
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        virtual_pipeline=p.virtual_pipeline,
+        data=parallel_state.get_data_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        sequence=p.sequence and p.tensor > 1,
+        zero_stage=p.zero_stage,
+    )
+
+
+def _start_deepspeed() -> None:
+    import deepspeed
+
+    deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
+
+
+def stop_processes() -> None:
+    """Leave the world in order: gloo aborts a process that ends while its peers still talk."""
+    if dist.is_initialized():
+        dist.barrier()
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+class MegatronGroups:
+    """Megatron-core's process groups under the names DeepSpeed asks its `mpu` for."""
+
+    def __init__(self, zero_group: dist.ProcessGroup) -> None:
+        """`zero_group` is the group over which DeepSpeed splits and reduces."""
+        self._zero_group = zero_group
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._zero_group
+
+    def get_data_parallel_rank(self) -> int:
+        return dist.get_rank(self._zero_group)
+
+    def get_data_parallel_world_size(self) -> int:
+        return dist.get_world_size(self._zero_group)
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self._zero_group)
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_model_parallel_group()
+
+    def get_model_parallel_rank(self) -> int:
+        return dist.get_rank(parallel_state.get_model_parallel_group())
+
+    def get_model_parallel_world_size(self) -> int:
+        return dist.get_world_size(parallel_state.get_model_parallel_group())
+
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return parallel_state.get_tensor_model_parallel_rank()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return parallel_state.get_tensor_model_parallel_world_size()
+
+    def get_tensor_model_parallel_src_rank(self) -> int:
+        return parallel_state.get_tensor_model_parallel_src_rank()
+
+    def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return parallel_state.get_pipeline_model_parallel_rank()
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return parallel_state.get_pipeline_model_parallel_world_size()

@@ -1,0 +1,1 @@
+"""Pretraining: the loop, its schedule, its metrics, its ways to stop."""
