@@ -1,0 +1,429 @@
+"""A dataset on disk: Arrow IPC shards, a `dataset.json`, and a copy of the tokenizer that made it.
+
+A shard (`shard-00000.arrow`, Arrow's file format, one record batch) has a row for each document:
+
+    tokens    large_list<uint16 | uint32>   the ids, the last of them the end-of-document token
+    source    dictionary<int32, string>     the file it came from, relative to the input folder
+    position  int64                         its record number in that file, from 0
+
+The values of `tokens` are one contiguous stream and its offsets are the documents' borders, so that
+training maps the file into memory and slices it without a copy, and plain `pyarrow` reads it too.
+`dataset.json` is written last: a folder without it is no dataset.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from bigtrain.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
+from bigtrain.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+TOKENS_PER_SHARD = 64 * 2**20
+"""128 MiB of uint16: large enough to read sequentially, small enough to copy and check one at a time."""
+
+_OPEN_SHARDS = 256
+"""Maps kept open by a dataset; each holds a file descriptor, of which a process often has 1,024."""
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer that made the dataset; `file` lies in the dataset's folder."""
+
+    file: str
+    fingerprint: str
+    vocab_size: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    file: str
+    tokens: int
+    documents: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `dataset.json` says. `bytes` is the length of all the text in UTF-8: the denominator of bits per byte."""
+
+    format_version: int
+    tokenizer: TokenizerRecord
+    dtype: Literal["uint16", "uint32"]
+    tokens: int
+    documents: int
+    bytes: int
+    shards: list[ShardRecord]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenised documents on their way to a shard."""
+
+    tokens: np.ndarray
+    """All their ids, one after the other, each document ending with the end-of-document token."""
+    lengths: np.ndarray
+    """int64: tokens in each, that token included."""
+    sources: list[str]
+    positions: list[int]
+    bytes: int
+    """Length of all their text in UTF-8."""
+
+
+class Document(NamedTuple):
+    """One document of a dataset; `tokens` includes the end-of-document token."""
+
+    tokens: np.ndarray
+    source: str
+    position: int
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The smallest type that holds every id."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """A folder to write into that becomes `output` if the block ends well, and vanishes if it does not.
+
+    Raises:
+        DataError: `output` exists, or cannot be made.
+    """
+    output = Path(output)
+    if output.exists():
+        raise DataError(f"{output}: exists already; remove it or choose another output folder")
+    partial = output.with_name(output.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror})") from error
+    try:
+        yield partial
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+class ShardWriter:
+    """Writes documents, in the order they are given, to shards in `folder`; `close` completes the dataset.
+
+    A document is never split: a shard ends before the document that would take it beyond `tokens_per_shard`.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, tokens_per_shard: int = TOKENS_PER_SHARD) -> None:
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._tokens_per_shard = tokens_per_shard
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._pending: list[Documents] = []
+        self._pending_tokens = 0
+        self._bytes = 0
+        self._shards: list[ShardRecord] = []
+
+    def add(self, documents: Documents) -> None:
+        self._bytes += documents.bytes
+        ends = np.cumsum(documents.lengths)
+        first, start = 0, 0  # of the documents not yet taken
+        while first < len(ends):
+            room = self._tokens_per_shard - self._pending_tokens
+            last = int(np.searchsorted(ends, start + room, side="right"))
+            if last == first and not self._pending:
+                last += 1  # larger than a whole shard: has one of its own
+            if last > first:
+                stop = int(ends[last - 1])
+                self._pending.append(
+                    Documents(
+                        documents.tokens[start:stop].astype(self._dtype, copy=False),
+                        documents.lengths[first:last],
+                        documents.sources[first:last],
+                        documents.positions[first:last],
+                        bytes=0,
+                    )
+                )
+                self._pending_tokens += stop - start
+                first, start = last, stop
+            if first < len(ends):
+                self._flush()
+
+    def close(self) -> Manifest:
+        """Write what is left, the tokenizer's copy and `dataset.json`."""
+        self._flush()
+        tokenizer = self._tokenizer
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            tokenizer=TokenizerRecord(
+                copy_tokenizer(tokenizer, self._folder), tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id
+            ),
+            dtype=self._dtype,
+            tokens=sum(shard.tokens for shard in self._shards),
+            documents=sum(shard.documents for shard in self._shards),
+            bytes=self._bytes,
+            shards=self._shards,
+        )
+        (self._folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+        return manifest
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        tokens = np.concatenate([part.tokens for part in self._pending])
+        lengths = np.concatenate([part.lengths for part in self._pending])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        sources = pa.array([source for part in self._pending for source in part.sources], pa.string())
+        positions = pa.array([position for part in self._pending for position in part.positions], pa.int64())
+        batch = pa.record_batch(
+            [
+                pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
+                sources.dictionary_encode(),
+                positions,
+            ],
+            schema=_schema(self._dtype),
+        )
+        path = self._folder / f"shard-{len(self._shards):05d}.arrow"
+        with pa.ipc.new_file(str(path), batch.schema) as file:
+            file.write_batch(batch)
+        self._shards.append(ShardRecord(path.name, len(tokens), len(lengths), path.stat().st_size, _sha256(path)))
+        self._pending = []
+        self._pending_tokens = 0
+
+
+def write_dataset(
+    output: str | Path,
+    documents: Iterable[Documents],
+    tokenizer: Tokenizer,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+) -> Manifest:
+    """Write a whole dataset to the new folder `output`, which appears only when it is complete.
+
+    Raises:
+        DataError: `output` exists, or cannot be made.
+    """
+    with new_folder(output) as folder:
+        writer = ShardWriter(folder, tokenizer, tokens_per_shard)
+        for group in documents:
+            writer.add(group)
+        return writer.close()
+
+
+def _schema(dtype: str) -> pa.Schema:
+    value = pa.from_numpy_dtype(np.dtype(dtype))
+    return pa.schema(
+        [
+            ("tokens", pa.large_list(value)),
+            ("source", pa.dictionary(pa.int32(), pa.string())),
+            ("position", pa.int64()),
+        ]
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Views into a mapped shard: nothing is read before it is looked at."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    sources: pa.DictionaryArray
+    positions: pa.Int64Array
+
+
+class TokenDataset:
+    """A dataset opened for reading: one stream of tokens over all its shards. Made by :func:`open_dataset`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.tokens = manifest.tokens
+        self.documents = manifest.documents
+        self.bytes = manifest.bytes
+        self.dtype = np.dtype(manifest.dtype)
+        self._token_starts = list(accumulate((shard.tokens for shard in manifest.shards), initial=0))
+        self._document_starts = list(accumulate((shard.documents for shard in manifest.shards), initial=0))
+        self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens `start` … `start + length - 1` of the stream, in the dataset's dtype.
+
+        A read-only view of the mapped file, or a copy where the window crosses shards.
+
+        Raises:
+            IndexError: the window reaches beyond the stream.
+            DataError: a shard is damaged.
+        """
+        parts = [shard.tokens[first:last] for shard, first, last in self._parts(start, length)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def document_starts(self, start: int, length: int) -> np.ndarray:
+        """Boolean [length]: true where a token of that window is the first of its document. Raises as `read`."""
+        mask = np.zeros(length, dtype=bool)
+        done = 0
+        for shard, first, last in self._parts(start, length):
+            low, high = np.searchsorted(shard.offsets[:-1], [first, last])
+            mask[shard.offsets[low:high] - first + done] = True
+            done += last - first
+        return mask
+
+    def document(self, index: int) -> Document:
+        """Document number `index`. Raises IndexError, and DataError as `read`."""
+        if not 0 <= index < self.documents:
+            raise IndexError(f"document {index} of {self.documents} in {self.path}")
+        number = bisect_right(self._document_starts, index) - 1
+        shard, row = self._shard(number), index - self._document_starts[number]
+        tokens = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
+        return Document(tokens, shard.sources[row].as_py(), shard.positions[row].as_py())
+
+    def document_at(self, token: int) -> int:
+        """The number of the document that token number `token` of the stream belongs to. Raises as `document`."""
+        if not 0 <= token < self.tokens:
+            raise IndexError(f"token {token} of {self.tokens} in {self.path}")
+        number = bisect_right(self._token_starts, token) - 1
+        row = np.searchsorted(self._shard(number).offsets, token - self._token_starts[number], side="right") - 1
+        return self._document_starts[number] + int(row)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the dataset, from the copy in its folder.
+
+        Raises:
+            DataError: it is missing, damaged, or not the one the dataset was made with.
+        """
+        tokenizer = load_tokenizer(self.path / self.manifest.tokenizer.file)
+        check_tokenizer(self, tokenizer)
+        return tokenizer
+
+    def _parts(self, start: int, length: int) -> Iterator[tuple[_Shard, int, int]]:
+        """The shards a window lies in, each with the window's first and last + 1 token in it."""
+        end = start + length
+        if start < 0 or length < 0 or end > self.tokens:
+            raise IndexError(f"tokens {start} to {end} of {self.tokens} in {self.path}")
+        number = bisect_right(self._token_starts, start) - 1
+        while start < end:
+            origin, border = self._token_starts[number], self._token_starts[number + 1]
+            last = min(end, border)
+            yield self._shard(number), start - origin, last - origin
+            start, number = last, number + 1
+
+    def _open(self, number: int) -> _Shard:
+        record = self.manifest.shards[number]
+        path = self.path / record.file
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != _schema(self.manifest.dtype) or reader.num_record_batches != 1:
+                raise DataError(f"{path}: not a shard of this dataset; its columns are {reader.schema.names}")
+            batch = reader.get_batch(0)
+            batch.validate()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: damaged shard ({error}); make it again or restore it") from error
+        lists = batch.column("tokens")
+        shard = _Shard(
+            lists.values.to_numpy(), lists.offsets.to_numpy(), batch.column("source"), batch.column("position")
+        )
+        if (len(shard.tokens), batch.num_rows) != (record.tokens, record.documents):
+            raise DataError(
+                f"{path}: holds {len(shard.tokens)} tokens of {batch.num_rows} documents; "
+                f"{MANIFEST} says {record.tokens} of {record.documents}"
+            )
+        return shard
+
+
+def open_dataset(path: str | Path) -> TokenDataset:
+    """Open the dataset in the folder `path`. Reads `dataset.json` and the shards' sizes, nothing of their contents.
+
+    Raises:
+        DataError: no dataset there, of another format version, or a shard missing or of another size than recorded.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for shard in manifest.shards:
+        try:
+            size = (path / shard.file).stat().st_size
+        except OSError as error:
+            raise DataError(f"{path / shard.file}: shard cannot be read ({error.strerror})") from error
+        if size != shard.size_bytes:
+            raise DataError(
+                f"{path / shard.file}: has {size} bytes, {MANIFEST} says {shard.size_bytes}: cut or replaced"
+            )
+    return TokenDataset(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What the `dataset.json` in the folder `path` says. Raises DataError if it cannot be read or understood."""
+    file = path / MANIFEST
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        hint = next((f"; did you mean {part.parent}?" for part in sorted(path.glob(f"*/{MANIFEST}"))), "")
+        raise DataError(f"{path}: no dataset there, {MANIFEST} cannot be read ({error.strerror}){hint}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error})") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{file}: format_version is {version}; this BigTrain reads {FORMAT_VERSION}")
+    try:
+        manifest = TypeAdapter(Manifest).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise DataError(f"{file}: {where}: {first['msg']}") from error
+    for total in ("tokens", "documents"):
+        if getattr(manifest, total) != sum(getattr(shard, total) for shard in manifest.shards):
+            raise DataError(f"{file}: {total} is not the sum over its shards")
+    return manifest
+
+
+def check_tokenizer(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
+    """Raises:
+    DataError: `tokenizer` is not the one that made the dataset.
+    """
+    if tokenizer.fingerprint != dataset.manifest.tokenizer.fingerprint:
+        raise DataError(
+            f"{tokenizer.path}: not the tokenizer that made {dataset.path}; use the copy that lies in that folder "
+            f"({dataset.manifest.tokenizer.file}), or prepare the data again"
+        )
+
+
+def verify(path: str | Path) -> Manifest:
+    """Read the whole dataset in the folder `path` and compare every checksum; its manifest if all is well.
+
+    Raises:
+        DataError: names every file that is missing or damaged.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    expected = {shard.file: shard.sha256 for shard in manifest.shards}
+    expected[manifest.tokenizer.file] = manifest.tokenizer.fingerprint
+    wrong = [file for file, sha256 in expected.items() if not (path / file).is_file() or _sha256(path / file) != sha256]
+    if wrong:
+        raise DataError(f"{path}: missing or damaged: {', '.join(wrong)}")
+    dataset = open_dataset(path)
+    for number in range(len(manifest.shards)):
+        dataset._open(number)
+    return manifest
