@@ -1,0 +1,87 @@
+"""The tensors of one training step, and reading the next step's while this one trains."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from bigtrain.data.samples import Samples
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the CPU; every tensor is [sequences, sequence_length]."""
+
+    input_ids: torch.Tensor
+    """int64."""
+    labels: torch.Tensor
+    """int64: the token after each input."""
+    loss_mask: torch.Tensor
+    """float32: 1 where the label counts, else 0."""
+    position_ids: torch.Tensor
+    """int64: 0, 1, 2 … in every sequence."""
+
+
+def micro_batches(
+    samples: Samples,
+    first_position: int,
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    data_parallel_rank: int = 0,
+    data_parallel_size: int = 1,
+    mask_document_boundaries: bool = False,
+) -> list[Batch]:
+    """This rank's micro-batches of the step whose samples are at `first_position` and the next
+    `global_batch_size` - 1 positions.
+
+    Micro-batch m of data-parallel rank r has the `micro_batch_size` positions from
+    first_position + (m · data_parallel_size + r) · micro_batch_size: the ranks together read the same
+    samples whatever their number, and each only its own. The next step begins at
+    `first_position + global_batch_size`, the only state there is.
+
+    With `mask_document_boundaries` a document's first token is no target: what precedes it is another document.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    per_round = micro_batch_size * data_parallel_size
+    assert global_batch_size % per_round == 0, "the configuration was validated"
+    offsets = np.arange(global_batch_size).reshape(-1, data_parallel_size, micro_batch_size)
+    positions = first_position + offsets[:, data_parallel_rank].ravel()
+    tokens = samples.read(positions)
+    input_ids = torch.from_numpy(np.ascontiguousarray(tokens[:, :-1]))
+    labels = torch.from_numpy(np.ascontiguousarray(tokens[:, 1:]))
+    loss_mask = torch.ones(labels.shape, dtype=torch.float32)
+    if mask_document_boundaries:
+        loss_mask[torch.from_numpy(samples.starts(positions)[:, 1:])] = 0
+    position_ids = torch.arange(samples.sequence_length).expand_as(labels).contiguous()
+    columns = (column.split(micro_batch_size) for column in (input_ids, labels, loss_mask, position_ids))
+    return [Batch(*row) for row in zip(*columns, strict=True)]
+
+
+def count_targets(batches: Iterable[Batch]) -> int:
+    """How many labels count in `batches`: the divisor of their mean loss."""
+    return sum(int(batch.loss_mask.sum(dtype=torch.int64)) for batch in batches)
+
+
+def prefetch(load: Callable[[int], T], positions: Iterable[int]) -> Iterator[T]:
+    """Yield `load(position)` for each of `positions`, the next one loading in a thread meanwhile.
+
+    `positions` may be endless. What `load` raises is raised to the caller in its turn. Close the iterator
+    (or let it end) to end its thread; nothing else needs saving, for a position is all the state.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as thread:
+        current: Future[T] | None = None
+        for position in positions:
+            upcoming = thread.submit(load, position)
+            if current is not None:
+                yield current.result()
+            current = upcoming
+        if current is not None:
+            yield current.result()
