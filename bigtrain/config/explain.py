@@ -26,9 +26,9 @@ def explain(errors: Iterable[ErrorDetails], layers: Sequence[Layer], where_missi
     tree = merge(layers)
     lines = []
     for error in errors:
-        location = error["loc"]
-        source = where_missing if error["type"] == "missing" else _source(layers, location)
-        lines.append((f"{source}: " if source else "") + _line(error, tree))
+        location, line = _line(error, tree)
+        source = _source(layers, location) or where_missing
+        lines.append(f"{source}: {line}" if source else line)
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -48,16 +48,17 @@ def _at(tree: Any, location: Location) -> Any:
     return tree
 
 
-def _line(error: ErrorDetails, tree: Any) -> str:
+def _line(error: ErrorDetails, tree: Any) -> tuple[Location, str]:
+    """What is wrong, and the place in the tree that says it."""
     location, kind = error["loc"], error["type"]
     if kind == "extra_forbidden":
-        return _unknown([str(part) for part in location])
+        return location, _unknown([str(part) for part in location])
     if kind == "invalid_key":
-        return f"{'.'.join(map(str, location))} is not a name: a key is text"
+        return location, f"{'.'.join(map(str, location))} is not a name: a key is text"
     path, field = _field(location)
     if kind == "missing" and len(path) == len(location):
-        return _missing(path, field)
-    return _wrong(path, field, _at(tree, tuple(path)), kind)
+        return location, _missing(path, field)
+    return tuple(path), _wrong(path, field, _at(tree, tuple(path)), kind)
 
 
 def _missing(path: Sequence[str], field: FieldInfo) -> str:
@@ -69,17 +70,22 @@ def _missing(path: Sequence[str], field: FieldInfo) -> str:
 
 def _wrong(path: Sequence[str], field: FieldInfo, value: Any, kind: str) -> str:
     key = ".".join(path)
-    if isinstance(value, dict) and not as_section(field):
+    shown = repr(value) if isinstance(value, str) else in_yaml(value)  # quotes tell "2" from 2
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    if section := as_section(field):
+        return f"{key} = {shown}: {key} is a section; give its keys, such as {key}.{next(iter(section.model_fields))}"
+    if isinstance(value, dict):
         return f"{key} is a value, not a section: it takes {takes(field)}"
-    shown = in_yaml(value)
-    if isinstance(value, str) and not choices(field):
-        shown = repr(value)  # quotes tell "2" from 2
-    if len(shown) > 80:
-        shown = f"{shown[:77]}..."
-    near = get_close_matches(str(value), choices(field), 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     what = "a finite number" if kind == "finite_number" else takes(field)
-    return f"{key} = {shown}: it takes {what}{hint}"
+    return f"{key} = {shown}: it takes {what}{_hint(value, field)}"
+
+
+def _hint(value: Any, field: FieldInfo) -> str:
+    if near := get_close_matches(str(value), choices(field), 1):
+        return f"; did you mean {near[0]}?"
+    if "text" in takes(field) and isinstance(value, bool | int | float):
+        return f"; as YAML reads it, '{in_yaml(value)}' in quotes is text"
+    return ""
 
 
 def _unknown(location: Sequence[str]) -> str:
@@ -93,11 +99,11 @@ def _unknown(location: Sequence[str]) -> str:
         return f"unknown key {name}; extends stands at the top of a file, beside the sections"
     section_class = _section(path)
     own = list(section_class.model_fields) if section_class else []
+    near = get_close_matches(key, own, 1)
     elsewhere = {option: option.rpartition(".")[2] for option in known}
     candidates = (
         [option for option, last in elsewhere.items() if last == key],
-        [".".join([*path, near]) for near in get_close_matches(key, own, 1)],
-        [".".join([*path, other]) for other in own if other in key or key in other],
+        [".".join([*path, other]) for other in own if other in near or other in key or key in other],
         [option for option, last in elsewhere.items() if last in get_close_matches(key, elsewhere.values(), 1)],
     )
     for found in candidates:

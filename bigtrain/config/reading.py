@@ -98,11 +98,10 @@ def override_layer(word: str) -> Layer:
         raise ConfigError(f"override {word!r} is not of the form section.key=value, such as parallel.tensor=2")
     if keys[0] == "extends":
         raise ConfigError(f"override {word!r}: extends is said in a file, at its top, not in an override")
-    source = f"override {word}"
-    tree = _parse(text, source)
+    tree = _parse(text, f"override {word!r}")
     for key in reversed(keys):
         tree = {key: tree}
-    return Layer(source, tree)
+    return Layer("command line", tree)
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Any]:
@@ -126,7 +125,8 @@ def _file_layers(path: Path, chain: tuple[Path, ...]) -> list[Layer]:
     tree = _parse(_text(path, f", which {_shown(chain[-1])} extends" if chain else ""), name)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: a configuration holds sections such as `model:`, not a {type(tree).__name__}")
+        what = "a list" if isinstance(tree, list) else "a single value"
+        raise ConfigError(f"{name}: a configuration holds sections such as `model:`, not {what}")
     parents = tree.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -163,7 +163,8 @@ def _parse(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{source}{place}: {error.problem or error.context}") from None
+        hint = " (YAML is indented with spaces)" if "'\\t'" in str(error.problem) else ""
+        raise ConfigError(f"{source}{place}: {error.problem or error.context}{hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
 

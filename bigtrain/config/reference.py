@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -62,9 +62,7 @@ def as_section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def takes(field: FieldInfo) -> str:
-    """What a field takes, in words."""
-    if section := as_section(field):
-        return f"a section with {', '.join(section.model_fields)}"
+    """What an option takes, in words."""
     return _words(field.annotation, field.metadata)
 
 
@@ -93,20 +91,16 @@ def _words(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return any_of([str(part) for part in parts])
     if origin is tuple:
         return f"a list of {len(parts)}, each {_words(parts[0])}"
-    return " ".join([_NAMES.get(kind, str(kind)), *([bounds] if (bounds := _bounds(metadata)) else [])])
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    found: dict[str, float] = {}
-    for item in metadata:
-        for constraint in getattr(item, "metadata", [item]):  # a Field inside Annotated holds a list of them
-            if isinstance(
-                constraint, annotated_types.Gt | annotated_types.Ge | annotated_types.Lt | annotated_types.Le
-            ):
-                found |= {
-                    word: getattr(constraint, name) for name, word in _BOUNDS.items() if hasattr(constraint, name)
-                }
-    return " and ".join(f"{word} {bound}" for word, bound in found.items())
+    # a Field inside an Annotated holds its constraints in a list
+    constraints = [constraint for item in metadata for constraint in getattr(item, "metadata", [item])]
+    bounds = [
+        f"{word} {getattr(constraint, name)}"
+        for constraint in constraints
+        for name, word in _BOUNDS.items()
+        if isinstance(constraint, Gt | Ge | Lt | Le) and hasattr(constraint, name)
+    ]
+    some = ["non-empty"] if any(isinstance(constraint, MinLen) for constraint in constraints) else []
+    return " ".join([*some, _NAMES.get(kind, str(kind)), " and ".join(bounds)]).strip()
 
 
 def _chapter(name: str, section: type[BaseModel]) -> str:

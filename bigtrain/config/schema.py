@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -93,7 +94,7 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer; needed where text is made into tokens or back."""
 
-    path: str | None = None
+    path: Text | None = None
     """A SentencePiece model (`.model`) or a Hugging Face `tokenizer.json`; default: the copy that
     lies in the dataset's folder. It must be the one that made the data."""
 
@@ -101,9 +102,9 @@ class TokenizerConfig(Section):
 class DataConfig(Section):
     """Where the tokens come from."""
 
-    train: str
+    train: Text
     """Folder of Arrow shards with a `dataset.json`, as `bigtrain data prepare` writes it."""
-    validation: str | None = None
+    validation: Text | None = None
     """The same for held-out text; default: no validation."""
     shuffle: bool = True
     """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
@@ -167,7 +168,7 @@ class ScheduleConfig(Section):
 class TrainingConfig(Section):
     """How long, on how much at a time, and where to."""
 
-    output_dir: str
+    output_dir: Text
     """The run's folder. A run is continued by starting it again with the same folder."""
     steps: PositiveInt
     """Optimizer steps of the whole run."""
@@ -208,11 +209,11 @@ class LoggingConfig(Section):
     """Steps between two rows of `metrics.jsonl`."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; `auto` is online when you are logged in, else offline in `RUN/wandb`."""
-    wandb_project: str = "bigtrain"
+    wandb_project: Text = "bigtrain"
     """Project the run appears under."""
-    wandb_entity: str | None = None
+    wandb_entity: Text | None = None
     """Team or user; default: W&B's own default."""
-    run_name: str | None = None
+    run_name: Text | None = None
     """Name on the dashboard; default: the name of the run's folder."""
 
 

@@ -32,9 +32,11 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: Naming every broken rule, one a line.
     """
+    heads = list(_heads(config))
     problems = [
-        *_model(config),
-        *_tensor(config),
+        *heads,
+        *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
+        *_sequence(config),
         *_pipeline(config),
         *_world(config, world_size),
         *_combinations(config),
@@ -45,7 +47,7 @@ def validate(config: Config, world_size: int) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _model(config: Config) -> Iterator[str]:
+def _heads(config: Config) -> Iterator[str]:
     m = config.model
     if m.head_dim is None and m.hidden_size % m.num_attention_heads:
         yield (
@@ -61,13 +63,6 @@ def _model(config: Config) -> Iterator[str]:
             f"({m.kv_heads}): each key/value head serves the same number of query heads; "
             f"{_fitting('model.num_key_value_heads', m.num_attention_heads)}"
         )
-    if m.qkv_bias and m.linear_bias:
-        yield "model.qkv_bias and model.linear_bias are both true; linear_bias includes qkv_bias: leave the latter out"
-    if config.training.sequence_length > m.max_position_embeddings:
-        yield (
-            f"training.sequence_length ({config.training.sequence_length}) is above "
-            f"model.max_position_embeddings ({m.max_position_embeddings}); lower one or raise the other"
-        )
 
 
 def _tensor(config: Config) -> Iterator[str]:
@@ -75,23 +70,30 @@ def _tensor(config: Config) -> Iterator[str]:
     shared = {"model.num_attention_heads": m.num_attention_heads, "model.intermediate_size": m.ffn_size}
     if m.kv_heads != m.num_attention_heads:
         shared["model.num_key_value_heads"] = m.kv_heads
-    for key, size in shared.items():
-        if size % tensor:
-            yield (
-                f"{key} ({size}) is not divisible by parallel.tensor ({tensor}): each process of the tensor group "
-                f"holds an equal share; {_fitting('parallel.tensor', *shared.values())}"
-            )
-    if m.vocab_size % tensor:
-        multiple = 128 * tensor
+    if odd := [f"{key} ({size})" for key, size in shared.items() if size % tensor]:
+        yield (
+            f"{', '.join(odd)} {'is' if len(odd) == 1 else 'are'} not divisible by parallel.tensor ({tensor}): each "
+            f"process of the tensor group holds an equal share; {_fitting('parallel.tensor', *shared.values())}"
+        )
+    elif m.vocab_size % tensor:
         yield (
             f"model.vocab_size ({m.vocab_size}) is not divisible by parallel.tensor ({tensor}): each process of the "
-            f"tensor group holds an equal share of rows; model.vocab_size={_next(m.vocab_size, multiple)} would fit"
+            f"tensor group holds an equal share of rows; model.vocab_size={_next(m.vocab_size, 128 * tensor)} would fit"
         )
-    if config.parallel.sequence and config.training.sequence_length % tensor:
+
+
+def _sequence(config: Config) -> Iterator[str]:
+    m, p, length = config.model, config.parallel, config.training.sequence_length
+    if length > m.max_position_embeddings:
         yield (
-            f"training.sequence_length ({config.training.sequence_length}) is not divisible by parallel.tensor "
-            f"({tensor}): with parallel.sequence each process holds as many tokens; "
-            f"training.sequence_length={_next(config.training.sequence_length, tensor)} would fit"
+            f"training.sequence_length ({length}) is above model.max_position_embeddings "
+            f"({m.max_position_embeddings}); lower one or raise the other"
+        )
+    if p.sequence and length % p.tensor:
+        yield (
+            f"training.sequence_length ({length}) is not divisible by parallel.tensor ({p.tensor}): with "
+            f"parallel.sequence each process holds as many tokens; "
+            f"training.sequence_length={_next(length, p.tensor)} would fit"
         )
 
 
@@ -151,8 +153,10 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _combinations(config: Config) -> Iterator[str]:
-    """ZeRO stage x pipeline x precision x offload: what the engines cannot do together, and why."""
-    p = config.parallel
+    """What cannot be had together, and why; of ZeRO stage x pipeline x precision x offload all else can."""
+    m, p = config.model, config.parallel
+    if m.qkv_bias and m.linear_bias:
+        yield "model.qkv_bias and model.linear_bias are both true; linear_bias includes qkv_bias: leave the latter out"
     if p.offload == "optimizer" and p.zero_stage == 0:
         yield (
             "parallel.offload=optimizer needs parallel.zero_stage 1, 2 or 3: DeepSpeed's offload moves "
