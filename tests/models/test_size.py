@@ -1,0 +1,140 @@
+"""Sizes from the configuration alone, against published counts and against `transformers`' own models."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from bigtrain.config import ModelConfig, load_config
+from bigtrain.models.size import flops_per_token, parameter_count
+
+MODELS = Path(__file__).parent.parent.parent / "configs" / "models"
+PUBLISHED = {  # parameters of the released weights
+    "gpt2-small": 124_439_808,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+}
+PAPER = {"gpt3-1.3b": (1.3e9, 2), "gpt3-6.7b": (6.7e9, 2), "gpt3-175b": (175e9, 3)}  # rounded to so many digits
+NAMES = sorted(path.stem for path in MODELS.glob("*.yaml"))
+RUN_WORDS = ["data.train=x", "training={output_dir: x, steps: 1, global_batch_size: 1, sequence_length: 64}"]
+
+
+def model_of(name: str, *overrides: str) -> ModelConfig:
+    return load_config(MODELS / f"{name}.yaml", [*RUN_WORDS, *overrides]).model
+
+
+def hugging_face(model: ModelConfig, device: str = "meta") -> torch.nn.Module:
+    """`transformers`' model of the same shape, by default without memory."""
+    if model.position_embedding == "learned":
+        gpt2 = GPT2Config(
+            vocab_size=model.vocab_size,
+            n_positions=model.max_position_embeddings,
+            n_embd=model.hidden_size,
+            n_layer=model.num_hidden_layers,
+            n_head=model.num_attention_heads,
+            n_inner=model.intermediate_size,
+            tie_word_embeddings=model.tie_word_embeddings,
+        )
+        with torch.device(device):
+            return GPT2LMHeadModel(gpt2)
+    shape = model.model_dump(
+        include={
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "tie_word_embeddings",
+        }
+    )
+    if shape["intermediate_size"] is None:
+        shape["intermediate_size"] = 4 * model.hidden_size
+    heads = model.num_key_value_heads if model.num_key_value_heads is not None else model.num_attention_heads
+    if model.qkv_bias:
+        with torch.device(device):
+            return Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=heads))
+    biases = {"attention_bias": model.linear_bias, "mlp_bias": model.linear_bias, "head_dim": model.head_dim}
+    with torch.device(device):
+        return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=heads, **biases))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_count_is_the_published_one(name: str) -> None:
+    assert parameter_count(model_of(name)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_count_rounds_to_the_papers(name: str) -> None:
+    figure, digits = PAPER[name]
+    assert float(f"{parameter_count(model_of(name)):.{digits - 1}e}") == figure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_count_is_that_of_transformers(name: str) -> None:
+    model = model_of(name)
+    assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_comment_tells_the_count(name: str) -> None:
+    said = re.search(r"([\d,]+) parameters", (MODELS / f"{name}.yaml").read_text())
+    assert said is not None
+    assert int(said[1].replace(",", "")) == parameter_count(model_of(name))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.linear_bias=true"],
+        ["model.tie_word_embeddings=true"],
+        ["model.head_dim=24"],
+        ["model.num_key_value_heads=null"],
+        ["model.intermediate_size=null"],
+        ["model.qkv_bias=true"],
+        ["model.linear_bias=true", "model.head_dim=24", "model.num_key_value_heads=1"],
+    ],
+    ids=" ".join,
+)
+def test_count_of_every_option_is_that_of_transformers(overrides: list[str]) -> None:
+    model = model_of("tiny-llama", *overrides)
+    assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
+
+
+def test_untied_gpt2() -> None:
+    model = model_of("tiny-gpt2", "model.tie_word_embeddings=false")
+    assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "demo"])
+@pytest.mark.parametrize("length", [64, 100])
+def test_flops_are_those_that_pytorch_counts(name: str, length: int) -> None:
+    """PyTorch's own counter over a forward and a backward pass of `transformers`' model."""
+    model = model_of(name)
+    network = hugging_face(model, "cpu")
+    network.config._attn_implementation = "eager"  # whole scores: PaLM's convention counts the masked half too
+    tokens = torch.zeros(1, length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        network(tokens, use_cache=False).logits.sum().backward()
+    # Llama's rotary angles are an outer product, once a pass and not worth a place in the formula
+    angles = model.head_size * length if model.position_embedding == "rope" else 0
+    assert counter.get_total_flops() - angles == flops_per_token(model, length) * length
+
+
+def test_flops_follow_the_papers_example() -> None:
+    """PaLM's appendix B by hand for GPT-3 175B: 6 N + 12 L H Q T, N without embeddings but with the output layer."""
+    weights = 96 * 12 * 12288**2 + 50257 * 12288
+    assert flops_per_token(model_of("gpt3-175b"), 2048) == 6 * weights + 12 * 96 * 96 * 128 * 2048
+
+
+def test_size_needs_no_torch() -> None:
+    program = "import sys, bigtrain.models.size; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", program], check=True)
