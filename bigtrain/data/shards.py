@@ -141,9 +141,12 @@ class ShardWriter:
         self._pending_tokens = 0
         self._bytes = 0
         self._shards: list[ShardRecord] = []
+        self.documents = 0
+        """Given so far."""
 
     def add(self, documents: Documents) -> None:
         self._bytes += documents.bytes
+        self.documents += len(documents.lengths)
         ends = np.cumsum(documents.lengths)
         first, start = 0, 0  # of the documents not yet taken
         while first < len(ends):
@@ -178,7 +181,7 @@ class ShardWriter:
             ),
             dtype=self._dtype,
             tokens=sum(shard.tokens for shard in self._shards),
-            documents=sum(shard.documents for shard in self._shards),
+            documents=self.documents,
             bytes=self._bytes,
             shards=self._shards,
         )
@@ -308,6 +311,11 @@ class TokenDataset:
         number = bisect_right(self._token_starts, token) - 1
         row = np.searchsorted(self._shard(number).offsets, token - self._token_starts[number], side="right") - 1
         return self._document_starts[number] + int(row)
+
+    def document_lengths(self) -> np.ndarray:
+        """int64 [documents]: the tokens in each document. Reads every shard's offsets. Raises as `read`."""
+        lengths = [np.diff(self._shard(number).offsets) for number in range(len(self.manifest.shards))]
+        return np.concatenate([np.empty(0, np.int64), *lengths])
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset, from the copy in its folder.
