@@ -109,6 +109,8 @@ def _check_zero3_over_data_parallel_group() -> None:
         first = mine.clone()
         dist.broadcast(first, dist.get_global_rank(group, 0), group=group)
         if not torch.equal(first, mine):
-            raise RuntimeError(f"rank {dist.get_rank()} walked the modules in another order than its data-parallel peers")
+            raise RuntimeError(
+                f"rank {dist.get_rank()} walked the modules in another order than its data-parallel peers"
+            )
 
     coordinator.assert_ints_same_as_other_ranks = assert_same_in_group

@@ -27,8 +27,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "stage": deepspeed_stage(config),
         "contiguous_gradients": True,
         "overlap_comm": False,  # the reduction happens once, after the last backward pass
-        "reduce_bucket_size": 200_000_000,
-        "allgather_bucket_size": 200_000_000,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
     }
     if config.parallel.zero_stage == 3:
         zero |= {
@@ -51,4 +51,5 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if config.training.precision == "bf16":
         dictionary["bf16"] = {"enabled": True}
         dictionary["data_types"] = {"grad_accum_dtype": "fp32"}
+        dictionary["communication_data_type"] = "fp32"
     return dictionary

@@ -6,7 +6,7 @@ gradients of parameters that several model-parallel processes hold a copy of.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import deepspeed
@@ -86,7 +86,7 @@ class Engine:
         """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage."""
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            batch = next(iterator).to(compat.device())
+            batch = _on_device(next(iterator))
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
                 total = (losses * batch.loss_mask).sum()
@@ -154,6 +154,10 @@ class _Chunks(nn.Module):
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
     model = _Chunks(chunks)
+    low_precision = config.training.precision == "bf16"
+    if low_precision:
+        for parameter in model.parameters():
+            parameter.grad_dtype = torch.float32  # autograd adds the micro-batches up in float32
     zero_group = parallel_state.get_data_parallel_group() if layout.zero_stage else _group_of_one()
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -162,6 +166,9 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspe
         mpu=MegatronGroups(zero_group),
         dist_init_required=False,
     )
+    if low_precision and layout.zero_stage < 3:
+        # Else DeepSpeed copies the float32 sums into a bf16 buffer before it reduces them in float32.
+        engine.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
     return engine
 
 
@@ -205,6 +212,11 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
     copy.ds_pipe_replicated = True  # read by ZeRO 1 and 2
     copy.model_parallel = copy.tensor_model_parallel = False  # read by ZeRO 3
     return copy
+
+
+def _on_device(batch: Batch) -> Batch:
+    device = compat.device()
+    return Batch(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
