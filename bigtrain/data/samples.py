@@ -1,11 +1,16 @@
 """Windows of a dataset's token stream by position in the run: the whole state of reading is one integer."""
 
+import functools
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from bigtrain.data.order import permute
 from bigtrain.data.shards import TokenDataset
 from bigtrain.errors import DataError
+
+_BLOCK = 4096
+"""Positions permuted at once: for the few of one step numpy's calls would cost more than the reading."""
 
 
 class Samples:
@@ -26,6 +31,7 @@ class Samples:
         self.sequence_length = sequence_length
         self.seed = seed
         self.shuffle = shuffle
+        self._block = functools.lru_cache(maxsize=8)(self._permute_block)
         self._size = max(dataset.tokens - 1, 0) // sequence_length
         if self._size == 0:
             raise DataError(
@@ -42,10 +48,11 @@ class Samples:
         epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), self._size)
         if not self.shuffle:
             return within
+        blocks = within // _BLOCK
         ids = np.empty_like(within)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            ids[chosen] = permute(within[chosen], self._size, self.seed, int(epoch))
+        for epoch, block in set(zip(epochs.ravel().tolist(), blocks.ravel().tolist(), strict=True)):
+            chosen = (epochs == epoch) & (blocks == block)
+            ids[chosen] = self._block(epoch, block)[within[chosen] - block * _BLOCK]
         return ids
 
     def read(self, positions: ArrayLike) -> np.ndarray:
@@ -67,3 +74,7 @@ class Samples:
         for row, start in zip(mask, starts.tolist(), strict=True):
             row[:] = self.dataset.document_starts(start, len(row))
         return mask
+
+    def _permute_block(self, epoch: int, block: int) -> np.ndarray:
+        first = block * _BLOCK
+        return permute(np.arange(first, min(first + _BLOCK, self._size)), self._size, self.seed, epoch)

@@ -290,7 +290,7 @@ class TokenDataset:
         mask = np.zeros(length, dtype=bool)
         done = 0
         for shard, first, last in self._parts(start, length):
-            low, high = np.searchsorted(shard.offsets[:-1], [first, last])
+            low, high = shard.offsets[:-1].searchsorted((first, last))
             mask[shard.offsets[low:high] - first + done] = True
             done += last - first
         return mask
