@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.shards import Manifest, open_dataset
+from bigtrain.data.manifest import Manifest
+from bigtrain.data.shards import open_dataset
 
 
 @dataclass(frozen=True)
