@@ -100,11 +100,12 @@ def _unknown(location: Sequence[str]) -> str:
     section_class = _section(path)
     own = list(section_class.model_fields) if section_class else []
     near = get_close_matches(key, own, 1)
-    elsewhere = {option: option.rpartition(".")[2] for option in known}
+    names = {option: option.rpartition(".")[2] for option in known}
+    nearest = get_close_matches(key, names.values(), 1)
     candidates = (
-        [option for option, last in elsewhere.items() if last == key],
+        [option for option, last in names.items() if last == key],
         [".".join([*path, other]) for other in own if other in near or other in key or key in other],
-        [option for option, last in elsewhere.items() if last in get_close_matches(key, elsewhere.values(), 1)],
+        [option for option, last in names.items() if last in nearest],
     )
     for found in candidates:
         if found:

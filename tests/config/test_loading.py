@@ -39,7 +39,7 @@ def test_every_section_of_defaults_can_be_made(name: str) -> None:
 def test_a_configuration_is_a_value(sound: Path) -> None:
     config = load_config(sound)
     with pytest.raises(ValueError, match="frozen"):
-        config.training.steps = 3
+        config.training.steps = 3  # type: ignore[misc]
     assert config == load_config(sound)
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from bigtrain.config import ModelConfig, load_config
 from bigtrain.models.size import flops_per_token, parameter_count
@@ -31,7 +39,7 @@ def model_of(name: str, *overrides: str) -> ModelConfig:
     return load_config(MODELS / f"{name}.yaml", [*RUN_WORDS, *overrides]).model
 
 
-def hugging_face(model: ModelConfig, device: str = "meta") -> torch.nn.Module:
+def hugging_face(model: ModelConfig, device: str = "meta") -> PreTrainedModel:
     """`transformers`' model of the same shape, by default without memory."""
     if model.position_embedding == "learned":
         gpt2 = GPT2Config(
