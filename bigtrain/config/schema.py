@@ -188,7 +188,7 @@ class TrainingConfig(Section):
     validation_interval: NonNegativeInt = 0
     """Steps between two validations; 0: only after the last step."""
     validation_samples: NonNegativeInt = 0
-    """Sequences of a validation; 0: the whole set, rounded down to whole batches."""
+    """Sequences of a validation; 0: the whole set."""
 
 
 class CheckpointConfig(Section):

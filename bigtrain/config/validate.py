@@ -189,11 +189,6 @@ def _validation(config: Config) -> Iterator[str]:
             f"training.{asked[0]} ({getattr(t, asked[0])}) asks for validation, but data.validation names no dataset; "
             f"give one or set training.{asked[0]}=0"
         )
-    elif 0 < t.validation_samples < t.global_batch_size:
-        yield (
-            f"training.validation_samples ({t.validation_samples}) is less than one batch, "
-            f"training.global_batch_size ({t.global_batch_size}); raise it, or 0 for the whole set"
-        )
 
 
 def _fitting(key: str, *sizes: int) -> str:

@@ -184,13 +184,6 @@ RULES = [
         "set training.validation_interval=0",
         ["training.validation_interval=0", "data.validation=there"],
     ),
-    (
-        1,
-        "training.validation_samples=15",
-        "training.validation_samples (15) is less than one batch, training.global_batch_size (16); raise it, or 0 "
-        "for the whole set",
-        ["training.validation_samples=0", "training.validation_samples=16"],
-    ),
 ]
 
 
