@@ -82,6 +82,10 @@ class Engine:
         self.zero.eval()
         return self._sum_over_world(self._run(batches, 1.0, forward_only=True))
 
+    def close(self) -> None:
+        """Give up DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
+        self.zero.destroy()
+
     def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
         """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage."""
 

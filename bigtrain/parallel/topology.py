@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from bigtrain.config import Config
+from bigtrain.errors import UserError
 from bigtrain.parallel import compat
 
 
@@ -88,10 +89,54 @@ def _start_deepspeed() -> None:
     deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
 
 
+_control_group: dist.ProcessGroup | None = None
+
+
+def _control() -> dist.ProcessGroup:
+    """All ranks over gloo: small agreements between the processes' Python sides, which no GPU waits for."""
+    global _control_group
+    if _control_group is None:
+        _control_group = dist.new_group(backend="gloo")
+    return _control_group
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for the world."""
+    return dist.get_rank() == 0
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; the same answer everywhere."""
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_control())
+    return bool(votes)
+
+
+def sum_over_data(count: int) -> int:
+    """The sum of `count` over the data-parallel group."""
+    total = torch.tensor(count, device=compat.device())
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    return int(total)
+
+
+def raise_together(error: UserError | None) -> None:
+    """Raise on every rank what rank 0 met, if it met anything.
+
+    Raises:
+        UserError: `error` of rank 0.
+    """
+    shared = [error]
+    dist.broadcast_object_list(shared, src=0, group=_control())
+    if shared[0] is not None:
+        raise shared[0]
+
+
 def stop_processes() -> None:
     """Leave the world in order: gloo aborts a process that ends while its peers still talk."""
+    global _control_group
     if dist.is_initialized():
         dist.barrier()
+        _control_group = None
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 

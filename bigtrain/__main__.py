@@ -1,0 +1,5 @@
+"""`python -m bigtrain`."""
+
+from bigtrain.cli import main
+
+main()

@@ -1,0 +1,198 @@
+"""The command line: parses and calls, decides nothing.
+
+Each command imports what it runs when it runs, so that a mistake in a configuration is told before
+torch is loaded.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bigtrain import __version__
+from bigtrain.errors import EXIT_USER_ERROR, UserError
+
+app = typer.Typer(
+    name="bigtrain",
+    help="Pretrain language models with Megatron-core, DeepSpeed ZeRO and Arrow shards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+convert_app = typer.Typer(help="To and from Hugging Face.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(convert_app, name="convert")
+app.add_typer(config_app, name="config")
+
+out = Console(soft_wrap=True, highlight=False)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Such as parallel.tensor=2.")]
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.command()
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine; default: one a GPU, else as many as one copy of the model needs."),
+    ] = None,
+) -> None:
+    """Pretrain, or continue a run whose folder is there already."""
+    from bigtrain.config import load_config, validate
+    from bigtrain.launch.environment import world_from_environment
+    from bigtrain.launch.local import run_workers
+
+    loaded = load_config(config, overrides or [])
+    world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
+    validate(loaded, world.world_size)
+    if world.is_worker or world.world_size == 1:
+        from bigtrain.training.pretrain import pretrain as run
+
+        sys.exit(run(loaded))
+    sys.exit(
+        run_workers(
+            [sys.executable, "-m", "bigtrain", "pretrain", str(config), *(overrides or [])],
+            world,
+            log_dir=Path(loaded.training.output_dir) / "logs",
+        )
+    )
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the configuration with every default spelled out."""
+    from bigtrain.config import load_config, to_yaml
+
+    out.print(to_yaml(load_config(config, overrides or [])), end="", markup=False)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text.")],
+    output: Annotated[Path, typer.Option(help="The SentencePiece model to write (.model).")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces.")],
+    pattern: Annotated[str, typer.Option(help="File names to take from folders.")] = "*",
+    exclude: Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")] = None,
+    model_type: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    sample_megabytes: Annotated[float, typer.Option(help="Text to learn from, taken from all over it.")] = 8,
+    validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out: not learnt from.")] = 0.0,
+) -> None:
+    """Train a SentencePiece tokenizer."""
+    from bigtrain.data.text import read_documents
+    from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
+
+    texts = read_documents(
+        inputs,
+        pattern=pattern,
+        exclude=exclude or (),
+        max_bytes=int(sample_megabytes * 1e6),
+        held_out_fraction=validation_fraction,
+    )
+    train_sentencepiece(texts, output, vocab_size, model_type=model_type)
+    out.print(f"{output}: {load_tokenizer(output).vocab_size:,} pieces")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text or JSON lines.")],
+    output: Annotated[Path, typer.Option(help="Folder to make: OUTPUT/train, OUTPUT/validation.")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model or tokenizer.json.")],
+    pattern: Annotated[str, typer.Option(help="File names to take from folders.")] = "*",
+    exclude: Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")] = None,
+    text_key: Annotated[str, typer.Option(help="Field of a JSON line that holds the text.")] = "text",
+    validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Tokenise text into Arrow shards."""
+    from bigtrain.data.prepare import prepare
+
+    made = prepare(
+        inputs,
+        output,
+        tokenizer,
+        pattern=pattern,
+        exclude=exclude or (),
+        text_key=text_key,
+        validation_fraction=validation_fraction,
+        workers=workers,
+    )
+    for name, part in (("train", made.train), ("validation", made.validation)):
+        if part is not None:
+            out.print(f"{output / name}: {part.documents:,} documents, {part.tokens:,} tokens, {part.bytes:,} bytes")
+    if made.rejected:
+        out.print(f"{made.rejected:,} left out, listed in {output / 'rejects.jsonl'}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")],
+    documents: Annotated[int, typer.Option(help="How many to show.")] = 3,
+) -> None:
+    """Show what is in a dataset."""
+    from bigtrain.data.inspect import inspect
+
+    found = inspect(dataset, documents)
+    made = found.manifest
+    out.print(
+        f"{made.documents:,} documents, {made.tokens:,} tokens ({made.dtype}), {made.bytes:,} bytes of text, "
+        f"{len(made.shards)} shards\n"
+        f"document lengths: {found.shortest:,} to {found.longest:,} tokens, median {found.median:,.0f}; "
+        f"{found.bytes_per_token:.2f} bytes a token\n"
+        f"tokenizer {made.tokenizer.file}: {made.tokenizer.vocab_size:,} pieces, sha256 {made.tokenizer.fingerprint}"
+    )
+    for document in found.first_documents:
+        out.rule(f"{document.source} #{document.position}, {document.tokens:,} tokens", align="left")
+        out.print(document.text[:400], markup=False)
+
+
+@data_app.command("verify")
+def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")]) -> None:
+    """Read a whole dataset and compare its checksums."""
+    from bigtrain.data.shards import verify
+
+    manifest = verify(dataset)
+    out.print(f"{dataset}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens, all as written")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what was found on this machine, and why a thing is not used."""
+    from rich.table import Table
+
+    from bigtrain.launch.doctor import diagnose
+
+    table = Table("", "found", "used", "", box=None)
+    for finding in diagnose():
+        table.add_row(finding.name, finding.found, "yes" if finding.used else "no", finding.reason)
+    out.print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__)

@@ -1,0 +1,209 @@
+"""The training loop."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtrain.checkpoint import store
+from bigtrain.config import Config
+from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine, StepResult
+from bigtrain.parallel.topology import Layout
+from bigtrain.training import records
+from bigtrain.training.dashboard import Dashboard
+from bigtrain.training.preflight import Inputs
+from bigtrain.training.progress import ProgressLine
+from bigtrain.training.schedule import learning_rate
+from bigtrain.training.signals import StopRequest
+from bigtrain.training.throughput import model_flops_utilization, peak_memory_bytes
+from bigtrain.training.validation import validate
+
+
+@dataclass
+class Run:
+    """A run in progress on this rank."""
+
+    config: Config
+    layout: Layout
+    output_dir: Path
+    inputs: Inputs
+    engine: Engine
+    state: store.TrainingState
+    stop: StopRequest
+    log: logging.Logger
+    progress: ProgressLine
+    dashboard: Dashboard | None
+    """On rank 0 alone."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the records."""
+        return self.layout.rank == 0
+
+    def event(self, name: str, **details: Any) -> None:
+        """Record an event, once."""
+        if self.is_first:
+            records.event(self.output_dir, name, self.state.step, self.layout.world_size, **details)
+            self.log.info("%s at step %d %s", name, self.state.step, details or "")
+
+
+def train(run: Run) -> bool:
+    """Train to the last step or until asked to stop; either way the last step done is saved.
+
+    Returns:
+        Whether the run is finished.
+    """
+    config, steps = run.config, run.config.training.steps
+    meter = _Meter()
+    batches = _batches(run)
+    stopping = False
+    while run.state.step < steps and not stopping:
+        meter.start()
+        micro = next(batches)
+        meter.data_arrived()
+        step = run.state.step
+        lr = learning_rate(config, step)
+        result = run.engine.train_step(micro, _targets(run, micro), lr, step)
+        run.state = _after_step(run.state, config)
+        _record(run, result, lr, meter)
+
+        if _due(run.state.step, config.training.validation_interval, steps):
+            _validate(run)
+        stopping = topology.any_rank(run.stop.received is not None)
+        if stopping or _due(run.state.step, config.checkpoint.interval, steps):
+            _save(run)
+    batches.close()
+    return run.state.step >= steps
+
+
+def _due(step: int, interval: int, last: int) -> bool:
+    return step == last or (interval > 0 and step % interval == 0)
+
+
+def _after_step(state: store.TrainingState, config: Config) -> store.TrainingState:
+    sequences = config.training.global_batch_size
+    return store.TrainingState(
+        step=state.step + 1,
+        position=state.position + sequences,
+        tokens=state.tokens + sequences * config.training.sequence_length,
+    )
+
+
+def _batches(run: Run) -> Any:
+    """This rank's micro-batches of each step still to do, read one step ahead."""
+    sequences = run.config.training.global_batch_size
+    left = run.config.training.steps - run.state.step
+    positions = range(run.state.position, run.state.position + left * sequences, sequences)
+    return prefetch(batch_reader(run.config, run.layout, run.inputs), positions)
+
+
+def batch_reader(config: Config, layout: Layout, inputs: Inputs) -> Callable[[int], list[Batch]]:
+    """A function from a step's first position to the micro-batches that this rank trains on."""
+
+    def read(position: int) -> list[Batch]:
+        return micro_batches(
+            inputs.train,
+            position,
+            global_batch_size=config.training.global_batch_size,
+            micro_batch_size=config.training.micro_batch_size,
+            data_parallel_rank=layout.data_rank,
+            data_parallel_size=layout.data,
+            mask_document_boundaries=config.data.mask_document_boundaries,
+        )
+
+    return read
+
+
+def _targets(run: Run, micro: list[Batch]) -> int:
+    """Targets of the whole global batch, the divisor of its mean loss."""
+    training = run.config.training
+    if not run.config.data.mask_document_boundaries:
+        return training.global_batch_size * training.sequence_length
+    return topology.sum_over_data(count_targets(micro))
+
+
+def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
+    config, step = run.config, run.state.step
+    if not _due(step, config.logging.interval, config.training.steps):
+        meter.step_queued()
+        return
+    loss, grad_norm = float(result.loss), float(result.grad_norm)  # waits for the accelerator
+    step_seconds, data_seconds = meter.step_done()
+    if not run.is_first:
+        return
+    tokens_per_second = config.training.global_batch_size * config.training.sequence_length / step_seconds
+    row = {
+        "step": step,
+        "tokens": run.state.tokens,
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "learning_rate": lr,
+        "step_seconds": step_seconds,
+        "data_seconds": data_seconds,
+        "tokens_per_second": tokens_per_second,
+        "model_flops_utilization": model_flops_utilization(config, tokens_per_second, run.layout.world_size),
+        "memory_bytes": peak_memory_bytes(),
+    }
+    _publish(run, row)
+    run.progress.update(row)
+
+
+def _publish(run: Run, row: dict[str, Any]) -> None:
+    records.append(run.output_dir / records.METRICS, row)
+    if run.dashboard is not None:
+        run.dashboard.log(row)
+
+
+def _validate(run: Run) -> None:
+    if run.inputs.validation is None:
+        return
+    row = {"step": run.state.step, **validate(run.engine, run.config, run.inputs.validation)}
+    run.event("evaluate", validation_loss=row["validation_loss"])
+    if run.is_first:
+        _publish(run, row)
+        run.progress.say(
+            f"step {row['step']}: validation loss {row['validation_loss']:.4f}, "
+            f"{row['validation_bits_per_byte']:.4f} bits per byte"
+        )
+
+
+def _save(run: Run) -> None:
+    began = time.monotonic()
+    path = store.save(
+        run.output_dir / "checkpoints",
+        run.engine,
+        run.state,
+        run.inputs.data_identity,
+        run.config.checkpoint.keep_last,
+    )
+    run.event("checkpoint", path=f"checkpoints/{path.name}", seconds=round(time.monotonic() - began, 3))
+
+
+class _Meter:
+    """Seconds of the steps since the last row, without validation and saving."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._steps = 0
+        self._seconds = self._data_seconds = 0.0
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def data_arrived(self) -> None:
+        self._data_seconds += time.perf_counter() - self._began
+
+    def step_queued(self) -> None:
+        self._seconds += time.perf_counter() - self._began
+        self._steps += 1
+
+    def step_done(self) -> tuple[float, float]:
+        """Mean seconds of a step and of its wait for data; starts a new row."""
+        self.step_queued()
+        means = self._seconds / self._steps, self._data_seconds / self._steps
+        self._steps, self._seconds, self._data_seconds = 0, 0.0, 0.0
+        return means

@@ -1,0 +1,118 @@
+"""What must hold before the first step and only files can tell: output, data, tokenizer, checkpoint."""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtrain.checkpoint import store
+from bigtrain.config import Config
+from bigtrain.data.samples import Samples
+from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
+from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.errors import CheckpointError, ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    train: Samples
+    validation: Samples | None
+    checkpoint: store.Checkpoint | None
+    data_identity: dict[str, Any]
+    """What decides which samples a position means; a checkpoint records it."""
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Open and check everything that the run reads.
+
+    Raises:
+        UserError: Naming the key or file and what would be right.
+    """
+    training = config.training
+    train = _open(config, "data.train", config.data.train)
+    samples = Samples(train, training.sequence_length, training.seed, config.data.shuffle)
+    validation = None
+    if config.data.validation is not None:
+        held_out = _open(config, "data.validation", config.data.validation)
+        validation = Samples(held_out, training.sequence_length, shuffle=False)
+    identity = {
+        "train": _fingerprint(train),
+        "sequence_length": training.sequence_length,
+        "seed": training.seed,
+        "shuffle": config.data.shuffle,
+    }
+    return Inputs(samples, validation, _checkpoint(config, identity), identity)
+
+
+def check_output(output_dir: Path) -> None:
+    """Make the run's folder and check that it can be written.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(f"training.output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def _open(config: Config, key: str, path: str) -> TokenDataset:
+    try:
+        dataset = open_dataset(path)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+    if config.tokenizer.path is not None:
+        check_tokenizer(dataset, load_tokenizer(config.tokenizer.path))
+    vocabulary = dataset.manifest.tokenizer.vocab_size
+    if vocabulary > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) is below the {vocabulary} tokens of the tokenizer "
+            f"that made {path} ({key}); {-(-vocabulary // 128) * 128} would fit"
+        )
+    return dataset
+
+
+def _fingerprint(dataset: TokenDataset) -> str:
+    digest = hashlib.sha256()
+    for shard in dataset.manifest.shards:
+        digest.update(shard.sha256.encode())
+    return digest.hexdigest()
+
+
+def _checkpoint(config: Config, identity: dict[str, Any]) -> store.Checkpoint | None:
+    folder = Path(config.training.output_dir) / "checkpoints"
+    found = store.newest(folder)
+    if found is None:
+        return None
+    if not config.checkpoint.resume:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of an earlier run and checkpoint.resume is false; "
+            "set it to true, or choose another training.output_dir"
+        )
+    _same(found, "model", found.model, config.model.model_dump(mode="json"))
+    _same(found, "data", found.data, identity)
+    if found.state.step > config.training.steps:
+        raise CheckpointError(
+            f"{found.path} is at step {found.state.step}, beyond training.steps ({config.training.steps})"
+        )
+    return found
+
+
+def _same(checkpoint: store.Checkpoint, section: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    keys = {"train": "data.train (its contents)", "shuffle": "data.shuffle"}
+    changed = [
+        f"{keys.get(key, f'training.{key}') if section == 'data' else f'{section}.{key}'} "
+        f"was {stored.get(key)!r} and is {value!r}"
+        for key, value in now.items()
+        if stored.get(key) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot be resumed with this configuration: {'; '.join(changed)}. "
+            "Set it back, or choose another training.output_dir to start anew"
+        )

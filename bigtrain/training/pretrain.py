@@ -1,0 +1,113 @@
+"""A pretraining run on this process, from the configuration to the exit code."""
+
+import shutil
+from pathlib import Path
+
+from bigtrain.checkpoint import store
+from bigtrain.config import Config, to_yaml
+from bigtrain.errors import EXIT_REQUEUE, UserError
+from bigtrain.models.size import parameter_count
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+from bigtrain.parallel.topology import Layout
+from bigtrain.training import records
+from bigtrain.training.dashboard import Dashboard
+from bigtrain.training.loop import Run, train
+from bigtrain.training.preflight import Inputs, check_output, open_inputs
+from bigtrain.training.progress import ProgressLine
+from bigtrain.training.signals import StopRequest
+
+
+def pretrain(config: Config) -> int:
+    """Start or continue the run in `training.output_dir`; every process of the world calls it.
+
+    Returns:
+        0 when the last step is done, 75 when the run was asked to stop and waits to be continued.
+
+    Raises:
+        UserError: On every rank, before the first step.
+    """
+    with StopRequest() as stop:
+        layout = topology.start_processes(config)
+        try:
+            inputs = _inputs(config, layout)
+        except UserError:
+            topology.stop_processes()  # every rank raises it: nobody is waiting
+            raise
+        run = _start(config, layout, inputs, stop)
+        finished = train(run)
+        run.event("stop" if finished else "preempt", **({} if finished else {"signal": stop.received}))
+        exit_code = 0 if finished else EXIT_REQUEUE
+        run.progress.close()
+        if run.dashboard is not None:
+            run.dashboard.close(exit_code)
+        topology.stop_processes()
+    return exit_code
+
+
+def _inputs(config: Config, layout: Layout) -> Inputs:
+    """Rank 0 checks first and for all, so that one mistake is one message."""
+    error = None
+    if layout.rank == 0:
+        try:
+            check_output(Path(config.training.output_dir))
+            inputs = open_inputs(config)
+        except UserError as found:
+            error = found
+    topology.raise_together(error)
+    return inputs if layout.rank == 0 else open_inputs(config)
+
+
+def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) -> Run:
+    output_dir = Path(config.training.output_dir)
+    log = records.log_to_file(output_dir, layout.rank)
+    log.info("layout %s, rank %d", layout.describe(), layout.rank)
+    if layout.rank == 0:
+        _record_inputs(config, inputs, output_dir)
+    engine = Engine(config, layout)
+    resumed = inputs.checkpoint
+    state = resumed.state if resumed else store.TrainingState(step=0, position=0, tokens=0)
+    if resumed:
+        store.load(resumed, engine)
+    run = Run(
+        config=config,
+        layout=layout,
+        output_dir=output_dir,
+        inputs=inputs,
+        engine=engine,
+        state=state,
+        stop=stop,
+        log=log,
+        progress=ProgressLine(config.training.steps, state.step, shown=layout.rank == 0),
+        dashboard=Dashboard(config, output_dir) if layout.rank == 0 else None,
+    )
+    _announce(run, resumed)
+    return run
+
+
+def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
+    """Make the run's folder enough to run again and to read its checkpoints."""
+    (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    dataset = inputs.train.dataset
+    folder = output_dir / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    for name in (dataset.manifest.tokenizer.file, "tokenizer_config.json"):
+        if (dataset.path / name).exists():
+            shutil.copyfile(dataset.path / name, folder / name)
+    step = inputs.checkpoint.state.step if inputs.checkpoint else 0
+    records.forget_after(output_dir / records.METRICS, step)
+
+
+def _announce(run: Run, resumed: store.Checkpoint | None) -> None:
+    layout = run.layout.describe()
+    if resumed:
+        run.event("resume", layout=layout, saved_with=resumed.layout)
+    else:
+        run.event("start", layout=layout)
+    axes = " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if layout[name] > 1)
+    begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
+    run.progress.say(
+        f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "
+        f"{run.layout.world_size} process{'es' if run.layout.world_size > 1 else ''}"
+        f"{f' ({axes}, ZeRO-{run.layout.zero_stage})' if axes else ''}"
+    )

@@ -1,0 +1,67 @@
+"""What a run leaves to read: `metrics.jsonl`, `events.jsonl`, a log a rank."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON object as a line, whole and at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def event(output_dir: Path, name: str, step: int, world_size: int, **details: Any) -> None:
+    """Record that something happened to the run."""
+    row = {"event": name, "time": round(time.time(), 3), "step": step, "world_size": world_size, **details}
+    append(output_dir / EVENTS, row)
+
+
+def forget_after(path: Path, step: int) -> int:
+    """Drop rows of steps beyond `step`, which a resumed run will do again; returns how many."""
+    rows = list(read_rows(path))
+    kept = [row for row in rows if row["step"] <= step]
+    if len(kept) < len(rows):
+        aside = path.with_suffix(".writing")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.replace(path)
+    return len(rows) - len(kept)
+
+
+def log_to_file(output_dir: Path, rank: int) -> logging.Logger:
+    """Send this rank's log to `logs/rank-00000.log`; rank 0 keeps its terminal, others write all output there."""
+    path = output_dir / "logs" / f"rank-{rank:05d}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rank > 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("bigtrain")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return logger

@@ -1,0 +1,51 @@
+"""How fast, how well used, how much memory."""
+
+import resource
+
+import torch
+
+from bigtrain.config import Config
+from bigtrain.models.size import flops_per_token
+from bigtrain.parallel import compat
+
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "L40S": 362e12,
+    "MI300X": 1307e12,
+    "MI250X": 191.5e12,
+}
+"""Dense bf16 tensor-core peaks from the makers' data sheets, without sparsity (SXM where there are several)."""
+
+
+def peak_flops(precision: str) -> float | None:
+    """Peak FLOP/s of this process's accelerator, or None where there is none or it is not in the table."""
+    if not compat.use_gpu() or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)
+
+
+def model_flops_utilization(config: Config, tokens_per_second: float, world_size: int) -> float | None:
+    """Model FLOPs done over what the accelerators could do (PaLM, arXiv:2204.02311, appendix B), or None.
+
+    Model FLOPs are those of one forward and one backward pass as `flops_per_token` counts them;
+    recomputed activations do not count.
+    """
+    peak = peak_flops(config.training.precision)
+    if peak is None:
+        return None
+    return tokens_per_second * flops_per_token(config.model, config.training.sequence_length) / (world_size * peak)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has used: on its GPU, or of the machine where there is none."""
+    if compat.use_gpu():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,49 @@
+"""The loss on held-out text: the same samples and the same number whatever the layout."""
+
+import math
+
+import numpy as np
+import torch
+
+from bigtrain.config import Config
+from bigtrain.data.loader import Batch, micro_batches
+from bigtrain.data.samples import Samples
+from bigtrain.parallel.engine import Engine
+
+
+def validate(engine: Engine, config: Config, samples: Samples) -> dict[str, float]:
+    """Mean loss over the first `validation_samples` windows (all, if 0), every token a target.
+
+    Returns:
+        `validation_loss` in nats a token, and `validation_bits_per_byte`: what a code built on the model
+        would need for a byte of the text, end-of-document tokens included.
+    """
+    size = config.training.global_batch_size
+    count = min(config.training.validation_samples or len(samples), len(samples))
+    total = 0.0
+    for first in range(0, count, size):
+        total += float(engine.evaluate(_batches(engine, config, samples, first, count)))
+    loss = total / (count * samples.sequence_length)
+    manifest = samples.dataset.manifest
+    return {
+        "validation_loss": loss,
+        "validation_bits_per_byte": loss / math.log(2) * manifest.tokens / manifest.bytes,
+    }
+
+
+def _batches(engine: Engine, config: Config, samples: Samples, first: int, count: int) -> list[Batch]:
+    """A global batch; what is beyond `count` in the last one counts nothing."""
+    layout, training = engine.layout, config.training
+    batches = micro_batches(
+        samples,
+        first,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=training.micro_batch_size,
+        data_parallel_rank=layout.data_rank,
+        data_parallel_size=layout.data,
+    )
+    for index, batch in enumerate(batches):
+        position = first + (index * layout.data + layout.data_rank) * training.micro_batch_size
+        beyond = torch.from_numpy(np.arange(position, position + training.micro_batch_size) >= count)
+        batch.loss_mask[beyond] = 0
+    return batches

@@ -1,0 +1,46 @@
+"""A worker: trains several layouts, one after the other, in one set of processes.
+
+Reads a JSON file of cases ({"name", "config", "checkpoint"}) and writes what rank 0 saw to another:
+name -> [[loss, grad_norm], ...].
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from bigtrain.checkpoint import store
+from bigtrain.config import parse_config, validate
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+from bigtrain.training.loop import batch_reader
+from bigtrain.training.preflight import open_inputs
+from bigtrain.training.schedule import learning_rate
+
+
+def train(case: dict) -> list[tuple[float, float]]:
+    config = parse_config(case["config"])
+    layout = topology.start_processes(config)
+    validate(config, layout.world_size)
+    read = batch_reader(config, layout, open_inputs(config))
+    engine = Engine(config, layout)
+    if case.get("checkpoint"):
+        store.load(store.read(Path(case["checkpoint"])), engine)
+    targets = config.training.global_batch_size * config.training.sequence_length
+    history = []
+    for step in range(config.training.steps):
+        batches = read(step * config.training.global_batch_size)
+        result = engine.train_step(batches, targets, learning_rate(config, step), step)
+        history.append((float(result.loss), float(result.grad_norm)))
+    engine.close()
+    return history
+
+
+def main() -> None:
+    cases, results = Path(sys.argv[1]), Path(sys.argv[2])
+    histories = {case["name"]: train(case) for case in json.loads(cases.read_text())}
+    if topology.is_first_rank():
+        results.write_text(json.dumps(histories))
+    topology.stop_processes()
+
+
+main()
