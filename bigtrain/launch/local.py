@@ -1,0 +1,297 @@
+"""The processes of one node: started, watched, signalled and ended together.
+
+In place of torchrun, which ends with 1 whatever its workers' exit codes, gives them 30 seconds after
+SIGTERM, where writing a checkpoint may take longer, and dies of SIGUSR1.
+
+    launcher   SIGTERM, SIGUSR1, SIGINT ->  passed on to every worker, then waited for without a deadline: the
+                                            workers stop at the end of a step and end with 75. A second SIGINT
+                                            kills. A second SIGTERM does not: Slurm may well send two.
+    worker     ends with 0 or 75        ->  the others are waited for
+    worker     ends otherwise           ->  the others may wait for it in a collective forever: SIGTERM, and
+                                            SIGKILL after a grace
+    launcher   dies                     ->  the kernel kills the workers
+"""
+
+import ctypes
+import math
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
+from bigtrain.launch.environment import World
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+TAIL_LINES = 40
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass
+class _Worker:
+    rank: int
+    process: subprocess.Popen[bytes]
+    log: Path | None
+    """Where its output goes; None: to the launcher's own."""
+    log_start: int
+    """Bytes that were in the log before this start."""
+
+
+@dataclass
+class _Watch:
+    """What has happened so far."""
+
+    forwarded: set[int] = field(default_factory=set)
+    """Signals passed on to the workers."""
+    killed: bool = False
+    """By a second SIGINT."""
+    failed: list[_Worker] = field(default_factory=list)
+    """Workers that ended with a fault of their own, the first one first."""
+    kill_at: float | None = None
+    """When the workers that a failure left behind are killed, on the monotonic clock; None: nothing has failed."""
+
+    def seconds_left(self) -> float | None:
+        """Until `kill_at`; None: there is nothing to wait for but signals."""
+        return None if self.kill_at in (None, math.inf) else max(0.0, self.kill_at - time.monotonic())
+
+
+def run_workers(
+    command: Sequence[str],
+    world: World,
+    *,
+    log_dir: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    grace_seconds: float = 10.0,
+) -> int:
+    """Run `command` in `world.nproc` processes of this node and wait until all have ended.
+
+    Each finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
+    and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal.
+    If a worker fails, the last lines of its log go to stderr, after a line that says which it was.
+    To be called from the main thread: it handles signals.
+
+    Args:
+        command: The program and its arguments.
+        world: Which processes to start, and where rank 0 listens.
+        log_dir: Folder of the other ranks' output, `rank-00001.log` and so on, appended to; None: the terminal.
+        env: The environment to start from; None: this process's.
+        grace_seconds: From SIGTERM to SIGKILL, for workers whose peer has failed.
+
+    Returns:
+        0 when all ended with 0; 2 when one ended with 2 (a user's mistake, which rank 0 has told); 75 when they
+        were stopped to be requeued; else the exit code of the first that failed, 128 + n after signal n.
+
+    Raises:
+        ConfigError: A log cannot be written, or the command cannot be started.
+    """
+    watch = _Watch()
+    workers: list[_Worker] = []
+    with _signals() as next_signals:
+        try:
+            for environment in _environments(world, os.environ if env is None else env):
+                workers.append(_start(command, environment, log_dir))  # noqa: PERF401 (known to `finally` one by one)
+            _supervise(workers, watch, next_signals, grace_seconds)
+        finally:
+            _kill(workers)  # where an exception came between
+            for worker in workers:
+                worker.process.wait()
+    return _report(workers, watch)
+
+
+def _environments(world: World, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """One for each local rank."""
+    cores = len(os.sched_getaffinity(0))
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, cores // world.nproc)),
+        "PYTHONUNBUFFERED": "1",  # a killed worker has written all that it said,
+        "PYTHONFAULTHANDLER": "1",  # and one that crashes in C says where
+    }
+    common = {
+        "WORLD_SIZE": str(world.world_size),
+        "LOCAL_WORLD_SIZE": str(world.nproc),
+        "MASTER_ADDR": world.master_address,
+        "MASTER_PORT": str(_free_port() if world.master_port is None else world.master_port),
+    }
+    for local_rank in range(world.nproc):
+        ranks = {"RANK": str(world.node_rank * world.nproc + local_rank), "LOCAL_RANK": str(local_rank)}
+        yield {**defaults, **env, **common, **ranks}
+
+
+def _free_port() -> int:
+    """A port that nobody listens on. Not one that the kernel may give to an outgoing connection before rank 0 is up."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+
+
+def _start(command: Sequence[str], environment: dict[str, str], log_dir: Path | None) -> _Worker:
+    rank = int(environment["RANK"])
+    log = log_dir / f"rank-{rank:05d}.log" if log_dir is not None and rank > 0 else None
+    output = _open_log(log) if log is not None else None
+    log_start = output.tell() if output is not None else 0
+    launcher = os.getpid()
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, and so each worker once
+            preexec_fn=lambda: _die_with(launcher),
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot start {command[0]}: {error.strerror}") from None
+    finally:
+        if output is not None:
+            output.close()
+    return _Worker(rank, process, log, log_start)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise ConfigError(f"cannot write the log {path}: {error.strerror}") from None
+
+
+def _die_with(launcher: int) -> None:
+    """In the child: be killed by the kernel when the launcher is gone, however it went."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it went before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[float | None], Iterable[int]]]:
+    """Gives a function that waits, some seconds at most, for signals and returns their numbers.
+
+    They come through a pipe, so that none is lost between a look and a sleep.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def wait(timeout: float | None) -> bytes:
+        ready, _, _ = select.select([reader], [], [], timeout)
+        return reader.recv(4096) if ready else b""
+
+    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (*FORWARDED, signal.SIGCHLD)}
+    try:
+        yield wait
+    finally:
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        reader.close()
+        writer.close()
+
+
+def _supervise(
+    workers: Sequence[_Worker],
+    watch: _Watch,
+    next_signals: Callable[[float | None], Iterable[int]],
+    grace_seconds: float,
+) -> None:
+    running = list(workers)
+    while running:
+        for number in next_signals(watch.seconds_left()):
+            if number in FORWARDED:
+                _forward(number, running, watch)
+        ended = [worker for worker in running if worker.process.poll() is not None]
+        running = [worker for worker in running if worker not in ended]
+        watch.failed += [worker for worker in ended if _is_fault(worker.process.returncode, watch)]
+        if watch.failed and watch.kill_at is None:
+            for worker in running:
+                worker.process.terminate()
+            watch.kill_at = time.monotonic() + grace_seconds
+        elif watch.seconds_left() == 0:
+            _kill(running)
+            watch.kill_at = math.inf
+
+
+def _forward(number: int, running: Sequence[_Worker], watch: _Watch) -> None:
+    if number == signal.SIGINT and number in watch.forwarded:
+        watch.killed = True
+        _kill(running)
+        return
+    watch.forwarded.add(number)
+    for worker in running:
+        worker.process.send_signal(number)
+
+
+def _is_fault(code: int, watch: _Watch) -> bool:
+    """Whether a worker that ended with this return code (-n: by signal n) did so on its own account."""
+    by_us = {*watch.forwarded}  # it had not come to setting its handlers
+    if watch.killed or watch.kill_at is not None:
+        by_us |= {signal.SIGTERM, signal.SIGKILL}
+    return code not in (0, EXIT_REQUEUE) and -code not in by_us
+
+
+def _kill(workers: Iterable[_Worker]) -> None:
+    """End those that run, and what they have started."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+def _report(workers: Sequence[_Worker], watch: _Watch) -> int:
+    """Say who failed, and give the exit code of them all."""
+    if watch.killed:
+        return 128 + signal.SIGINT
+    mistaken = [worker for worker in watch.failed if worker.process.returncode == EXIT_USER_ERROR]
+    if any(worker.rank == 0 for worker in mistaken):
+        return EXIT_USER_ERROR  # rank 0 has said what is wrong, on the terminal
+    if watch.failed:
+        first = (mistaken or watch.failed)[0]
+        sys.stderr.write(_obituary(first))
+        return _exit_code(first)
+    codes = {_exit_code(worker) for worker in workers}
+    if codes & {EXIT_REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1}:
+        return EXIT_REQUEUE
+    return max(codes)  # 0, or 130 where SIGINT came before there was a handler
+
+
+def _exit_code(worker: _Worker) -> int:
+    code = worker.process.returncode
+    return code if code >= 0 else 128 - code
+
+
+def _obituary(worker: _Worker) -> str:
+    """How a worker ended, and the last it said."""
+    code = worker.process.returncode
+    how = f"with exit code {code}" if code >= 0 else f"by signal {-code} ({_signal_name(-code)})"
+    if code == -signal.SIGKILL:
+        how += "; the kernel sends it where memory runs out"
+    lines = [f"rank {worker.rank} (pid {worker.process.pid}) ended {how}"]
+    if worker.log is not None:
+        lines[0] += f"; the end of {worker.log}:"
+        lines += _tail(worker.log, worker.log_start)
+    return "\n".join(lines) + "\n"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return "no name"
+
+
+def _tail(log: Path, start: int) -> list[str]:
+    """The last lines that were written after byte `start`."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 64 * 1024))
+        return file.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
