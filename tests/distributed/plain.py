@@ -84,7 +84,9 @@ def train_plainly(
             loss = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(windows)
             loss.backward()
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        # `clip_grad_norm_` sums a large embedding's squares in float32, which is off by 1e-5 here.
+        norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.max_grad_norm, norm.float())
         for group in optimizer.param_groups:
             group["lr"] = cosine(step + 1, recipe)
         optimizer.step()

@@ -1,0 +1,144 @@
+"""BigTrain trains what plain PyTorch trains on the `transformers` model, in every layout."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plain
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = plain.Recipe()
+FIRST_STEP = 1e-6
+ALL_STEPS = 1e-4
+CONTROLS = 10.0
+"""How far a layout may drift, in drifts of the plain loop that sums in another order."""
+
+LAYOUTS: dict[int, list[dict[str, Any]]] = {
+    1: [{}, {"zero_stage": 0}, {"zero_stage": 3}],
+    2: [
+        {"tensor": 2, "sequence": True},
+        {"tensor": 2, "sequence": False},
+        {"pipeline": 2},
+        {"pipeline": 2, "virtual_pipeline": 2},
+        {"pipeline": 2, "zero_stage": 3},
+        *({"zero_stage": stage} for stage in (0, 1, 2, 3)),
+        {"zero_stage": 2, "offload": "optimizer"},
+        {"zero_stage": 3, "offload": "optimizer"},
+    ],
+    8: [{"tensor": 2, "pipeline": 2, "sequence": True}, {"tensor": 2, "pipeline": 2, "zero_stage": 3}],
+}
+CASES = [
+    pytest.param(nproc, tied, parallel, id=f"{nproc}-{'tied' if tied else 'untied'}-{_id}")
+    for nproc, layouts in LAYOUTS.items()
+    for tied in (True, False)
+    for parallel in layouts
+    for _id in ["_".join(f"{k}{v}" for k, v in parallel.items()) or "default"]
+]
+
+Histories = dict[str, list[list[float]]]
+
+
+def config(dataset: Path, tied: bool, vocab_size: int, parallel: dict[str, Any]) -> dict[str, Any]:
+    """Our configuration of the oracle's model and recipe."""
+    return {
+        "model": {
+            "vocab_size": vocab_size,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "intermediate_size": 128,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": tied,
+        },
+        "data": {"train": str(dataset / "train"), "shuffle": False},
+        "parallel": parallel,
+        "optimizer": {
+            "lr": RECIPE.lr,
+            "betas": list(RECIPE.betas),
+            "weight_decay": RECIPE.weight_decay,
+            "max_grad_norm": RECIPE.max_grad_norm,
+        },
+        "schedule": {"warmup_steps": RECIPE.warmup_steps, "min_lr_ratio": RECIPE.min_lr_ratio},
+        "training": {
+            "output_dir": str(dataset / "unused"),
+            "steps": RECIPE.steps,
+            "global_batch_size": RECIPE.global_batch_size,
+            "micro_batch_size": 1,
+            "sequence_length": RECIPE.sequence_length,
+            "precision": "fp32",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def histories(
+    dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    train_layouts: Callable[[int, list[dict[str, Any]]], Histories],
+) -> dict[tuple[int, bool, str], list[list[float]]]:
+    """What every layout saw: each number of processes is started once for all its cases."""
+    folder = tmp_path_factory.mktemp("oracle")
+    for tied in (True, False):
+        model = plain.llama(512, tied)
+        plain.write_checkpoint(model, config(dataset, tied, 512, {})["model"], folder / f"tied-{tied}")
+    found = {}
+    for nproc, layouts in LAYOUTS.items():
+        cases = [
+            {
+                "name": f"{tied} {parallel}",
+                "config": config(dataset, tied, 512, parallel),
+                "checkpoint": str(folder / f"tied-{tied}"),
+            }
+            for tied in (True, False)
+            for parallel in layouts
+        ]
+        found |= {(nproc, *_split(name)): history for name, history in train_layouts(nproc, cases).items()}
+    return found
+
+
+def _split(name: str) -> tuple[bool, str]:
+    tied, _, parallel = name.partition(" ")
+    return tied == "True", parallel
+
+
+@pytest.fixture(scope="module")
+def oracle(dataset: Path) -> dict[bool, tuple[list[tuple[float, float]], float]]:
+    """Per tied or not: the plain loop's history, and its drift when it only sums in another order."""
+    tokens = plain.read_tokens(dataset / "train")
+    found = {}
+    for tied in (True, False):
+        runs = [plain.train_plainly(plain.llama(512, tied), tokens, RECIPE, size) for size in (2, 1, 8)]
+        found[tied] = runs[0], max(max(differences(run, runs[0])) for run in runs[1:])
+    return found
+
+
+def differences(history: Any, reference: Any) -> list[float]:
+    """The larger relative difference of loss and gradient norm, step by step."""
+    pairs = zip(history, reference, strict=True)
+    return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
+
+
+@pytest.mark.parametrize(("nproc", "tied", "parallel"), CASES)
+def test_equals_plain_pytorch(nproc: int, tied: bool, parallel: dict[str, Any], histories: Any, oracle: Any) -> None:
+    reference, control = oracle[tied]
+    drift = differences(histories[nproc, tied, str(parallel)], reference)
+    assert drift[0] < FIRST_STEP
+    assert max(drift) < ALL_STEPS
+    assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
+
+
+def test_the_oracle_notices_a_wrong_gradient(oracle: Any, dataset: Path) -> None:
+    """A loss of the right value with one weight frozen is caught by the gradient norm at the first step."""
+    tokens = plain.read_tokens(dataset / "train")
+    model = plain.llama(512, True)
+    model.model.layers[0].input_layernorm.weight.register_hook(lambda gradient: gradient * 0.9)
+    wrong = plain.train_plainly(model, tokens, RECIPE, 2)
+    reference, _ = oracle[True]
+    assert wrong[0][0] == reference[0][0]
+    assert differences(wrong, reference)[0] > 10 * FIRST_STEP
