@@ -1,0 +1,1 @@
+"""What a run did: its loss curve, its figures, a page to keep."""

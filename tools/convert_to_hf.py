@@ -1,0 +1,30 @@
+"""Convert a checkpoint to a Hugging Face folder: `python tools/convert_to_hf.py CHECKPOINT OUTPUT --verify`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bigtrain.errors import EXIT_USER_ERROR, UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a run's folder (its newest checkpoint), or one step's folder")
+    parser.add_argument("output", type=Path, help="the folder to make")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
+    parser.add_argument("--verify", action="store_true", help="compare both models' logits; fail if they differ")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder, where the run's folder has none")
+    parser.add_argument("--text", type=Path, help="text file to compare on, instead of the validation data")
+    options = parser.parse_args()
+    try:
+        from bigtrain.convert.to_hf import convert_to_hf  # takes seconds: after the arguments are read
+
+        print(convert_to_hf(**vars(options)).describe())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
