@@ -7,6 +7,8 @@ SIGTERM, where writing a checkpoint may take longer, and dies of SIGUSR1.
                                             workers stop at the end of a step and end with 75. A second SIGINT
                                             kills. A second SIGTERM does not: Slurm may well send two.
     worker     ends with 0 or 75        ->  the others are waited for
+    worker     ends with 2              ->  so do the others: a user's mistake is found by all, and rank 0 must not
+                                            be interrupted while it tells; SIGKILL after a grace
     worker     ends otherwise           ->  the others may wait for it in a collective forever: SIGTERM, and
                                             SIGKILL after a grace
     launcher   dies                     ->  the kernel kills the workers
@@ -85,7 +87,7 @@ def run_workers(
         world: Which processes to start, and where rank 0 listens.
         log_dir: Folder of the other ranks' output, `rank-00001.log` and so on, appended to; None: the terminal.
         env: The environment to start from; None: this process's.
-        grace_seconds: From SIGTERM to SIGKILL, for workers whose peer has failed.
+        grace_seconds: From a failure to SIGKILL, for the workers it leaves behind.
 
     Returns:
         0 when all ended with 0; 2 when one ended with 2 (a user's mistake, which rank 0 has told); 75 when they
@@ -215,8 +217,9 @@ def _supervise(
         running = [worker for worker in running if worker not in ended]
         watch.failed += [worker for worker in ended if _is_fault(worker.process.returncode, watch)]
         if watch.failed and watch.kill_at is None:
-            for worker in running:
-                worker.process.terminate()
+            if watch.failed[0].process.returncode != EXIT_USER_ERROR:
+                for worker in running:
+                    worker.process.terminate()
             watch.kill_at = time.monotonic() + grace_seconds
         elif watch.seconds_left() == 0:
             _kill(running)

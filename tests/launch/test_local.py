@@ -140,6 +140,29 @@ sys.exit(1)
     assert err.endswith("\nno such shard: a.arrow\n")
 
 
+def test_rank_0_may_finish_telling_a_mistake(launch: Launch) -> None:
+    """Another rank may be quicker to end with 2; nobody is interrupted for it."""
+    body = """
+if rank == 1:
+    sys.exit(2)
+wait_for(signal.SIGUSR2)
+print("training.steps is wrong", file=sys.stderr)
+sys.exit(2)
+"""
+    launcher = launch(body)
+    (rank_0,) = launcher.ready(1)
+    assert all_gone([child for child in psutil.Process(launcher.process.pid).children() if child != rank_0])
+    rank_0.send_signal(signal.SIGUSR2)
+    assert launcher.end() == (2, "", "training.steps is wrong\n")
+
+
+def test_a_mistake_that_rank_0_does_not_see(launch: Launch) -> None:
+    body = "if rank == 1: sys.exit(2)\nwait_for(signal.SIGTERM)"
+    code, _, err = launch(body, grace=0.1).end()
+    assert code == 2
+    assert err.startswith("rank 1 ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_reaches_every_worker(launch: Launch, number: signal.Signals) -> None:
     body = f"print(wait_for({int(number)}).name, flush=True)\nsys.exit(75)"
@@ -276,6 +299,6 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_launcher_starts_without_the_heavy_libraries() -> None:
     heavy = ["torch", "numpy", "transformers", "pydantic", "deepspeed", "wandb"]
-    code = f"import sys, bigtrain.launch.local; sys.exit(str(set(sys.modules) & set({heavy})))"
+    code = f"import sys, bigtrain.launch.local, bigtrain.launch.doctor; sys.exit(str(set(sys.modules) & set({heavy})))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stderr == "set()\n"
