@@ -6,6 +6,7 @@ torch is loaded.
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,21 @@ app.add_typer(config_app, name="config")
 
 out = Console(soft_wrap=True, highlight=False)
 
+
+class Dtype(StrEnum):
+    """Types of exported weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class TokenizerType(StrEnum):
+    """Kinds of SentencePiece models."""
+
+    bpe = "bpe"
+    unigram = "unigram"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Such as parallel.tensor=2.")]
 
@@ -59,7 +75,9 @@ def pretrain(
     overrides: Overrides = None,
     nproc: Annotated[
         int | None,
-        typer.Option(help="Processes on this machine; default: one a GPU, else as many as one copy of the model needs."),
+        typer.Option(
+            help="Processes on this machine; default: one a GPU, else as many as one copy of the model needs."
+        ),
     ] = None,
 ) -> None:
     """Pretrain, or continue a run whose folder is there already."""
@@ -98,9 +116,9 @@ def tokenizer_train(
     vocab_size: Annotated[int, typer.Option(help="Pieces.")],
     pattern: Annotated[str, typer.Option(help="File names to take from folders.")] = "*",
     exclude: Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")] = None,
-    model_type: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    model_type: Annotated[TokenizerType, typer.Option(help="Kind of model.")] = TokenizerType.bpe,
     sample_megabytes: Annotated[float, typer.Option(help="Text to learn from, taken from all over it.")] = 8,
-    validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out: not learnt from.")] = 0.0,
+    validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out.")] = 0.0,
 ) -> None:
     """Train a SentencePiece tokenizer."""
     from bigtrain.data.text import read_documents
@@ -113,7 +131,7 @@ def tokenizer_train(
         max_bytes=int(sample_megabytes * 1e6),
         held_out_fraction=validation_fraction,
     )
-    train_sentencepiece(texts, output, vocab_size, model_type=model_type)
+    train_sentencepiece(texts, output, vocab_size, model_type=model_type.value)
     out.print(f"{output}: {load_tokenizer(output).vocab_size:,} pieces")
 
 
@@ -177,6 +195,55 @@ def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a data
 
     manifest = verify(dataset)
     out.print(f"{dataset}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens, all as written")
+
+
+@convert_app.command("to-hf")
+def convert_to_hf(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or one step's folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    verify: Annotated[bool, typer.Option(help="Compare both models' logits on real text; fail if they differ.")] = True,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the saved weights.")] = Dtype.float32,
+    tokenizer: Annotated[Path | None, typer.Option(help="Where the run's folder has none.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to compare on, in place of the validation data.")] = None,
+) -> None:
+    """Write a checkpoint's model as a Hugging Face folder."""
+    from bigtrain.convert.to_hf import convert_to_hf as convert
+
+    made = convert(checkpoint, output, dtype=dtype.value, verify=verify, tokenizer=tokenizer, text=text)
+    out.print(made.describe(), markup=False)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    prompt: Annotated[list[str], typer.Option(help="Text to continue; may be given several times.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides what is drawn.")] = 0,
+) -> None:
+    """Continue text with an exported model."""
+    from bigtrain.evaluate.generate import generate as continue_prompts
+
+    continued = continue_prompts(
+        model, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    for begin, end in zip(prompt, continued, strict=True):
+        out.print(begin, style="bold", end="", markup=False)
+        out.print(end, markup=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Draw a run's loss curve and write RUN/report.html; the run may still be going."""
+    from bigtrain.report.build import report as build
+
+    made = build(run)
+    out.print(made.curve, markup=False)
+    for label, value in made.summary.rows():
+        out.print(f"{label:<28}{value}", markup=False)
+    out.print(f"{made.png}\n{made.page}", markup=False)
 
 
 @app.command()

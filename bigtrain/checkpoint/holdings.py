@@ -38,7 +38,7 @@ class Holding:
 def holdings(engine: Engine, *, to_save: bool) -> list[Holding]:
     """The boxes this process loads, or its share of what is saved: there each box is written once."""
     _create_moments(engine)
-    found = []
+    found: list[Holding] = []
     for sharded in engine.parameters:
         held = _held_range(engine, sharded.parameter)
         if held is not None:

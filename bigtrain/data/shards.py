@@ -218,14 +218,55 @@ def _sha256(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
 class _Shard:
-    """Views into a mapped shard: nothing is read before it is looked at."""
+    """A mapped shard. Nothing of it is read before it is looked at, and offsets and sources are checked
+    when they are: a wrong number there would send numpy or Arrow out of the file.
 
-    tokens: np.ndarray
-    offsets: np.ndarray
-    sources: pa.DictionaryArray
-    positions: pa.Int64Array
+    Raises:
+        DataError: the file is damaged, or not the one that was recorded.
+    """
+
+    def __init__(self, path: Path, record: ShardRecord, dtype: str) -> None:
+        self._path = path
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != _schema(dtype) or reader.num_record_batches != 1:
+                raise DataError(f"{path}: not a shard of this dataset; its columns are {reader.schema.names}")
+            self._batch = reader.get_batch(0)
+            self._batch.validate()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for a column's name
+            raise self._damaged(error) from error
+        self.tokens: np.ndarray = self._batch.column("tokens").values.to_numpy()
+        if (len(self.tokens), self._batch.num_rows) != (record.tokens, record.documents):
+            raise DataError(
+                f"{path}: holds {len(self.tokens)} tokens of {self._batch.num_rows} documents; "
+                f"{MANIFEST} says {record.tokens} of {record.documents}"
+            )
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [documents + 1]: where documents begin and end in `tokens`."""
+        offsets: np.ndarray = self._batch.column("tokens").offsets.to_numpy()
+        if offsets[0] != 0 or offsets[-1] != len(self.tokens) or (offsets[1:] < offsets[:-1]).any():
+            raise self._damaged("documents overlap")
+        return offsets
+
+    @functools.cached_property
+    def sources(self) -> pa.DictionaryArray:
+        sources = self._batch.column("source")
+        try:
+            sources.validate(full=True)
+            sources.dictionary.validate(full=True)
+        except pa.ArrowException as error:
+            raise self._damaged(error) from error
+        return sources
+
+    @property
+    def positions(self) -> pa.Int64Array:
+        return self._batch.column("position")
+
+    def _damaged(self, reason: object) -> DataError:
+        return DataError(f"{self._path}: damaged shard ({reason}); make it again or restore it")
 
 
 class TokenDataset:
@@ -310,25 +351,7 @@ class TokenDataset:
 
     def _open(self, number: int) -> _Shard:
         record = self.manifest.shards[number]
-        path = self.path / record.file
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if reader.schema != _schema(self.manifest.dtype) or reader.num_record_batches != 1:
-                raise DataError(f"{path}: not a shard of this dataset; its columns are {reader.schema.names}")
-            batch = reader.get_batch(0)
-            batch.validate()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: damaged shard ({error}); make it again or restore it") from error
-        lists = batch.column("tokens")
-        shard = _Shard(
-            lists.values.to_numpy(), lists.offsets.to_numpy(), batch.column("source"), batch.column("position")
-        )
-        if (len(shard.tokens), batch.num_rows) != (record.tokens, record.documents):
-            raise DataError(
-                f"{path}: holds {len(shard.tokens)} tokens of {batch.num_rows} documents; "
-                f"{MANIFEST} says {record.tokens} of {record.documents}"
-            )
-        return shard
+        return _Shard(self.path / record.file, record, self.manifest.dtype)
 
 
 def open_dataset(path: str | Path) -> TokenDataset:

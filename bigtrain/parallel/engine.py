@@ -129,6 +129,9 @@ class Engine:
 class _Chunk(nn.Module):
     """A chunk of the model as Megatron-core's schedule wants to see it; calls go through DeepSpeed's engine."""
 
+    module: GPT
+    _zero: deepspeed.DeepSpeedEngine
+
     def __init__(self, zero: deepspeed.DeepSpeedEngine, index: int, chunk: GPT) -> None:
         super().__init__()
         # Not registered as sub-modules: this is a view.

@@ -35,9 +35,9 @@ def terminal_curve(
         return count - 1 if high == low else round((high - y) / (high - low) * (count - 1))
 
     canvas = [[0] * columns for _ in range(height)]
-    for x, top, bottom in _strokes([(column(x, 2 * columns), row(y, 4 * height)) for x, y in finite]):
+    for across, top, bottom in _strokes([(column(x, 2 * columns), row(y, 4 * height)) for x, y in finite]):
         for dot in range(top, bottom + 1):
-            canvas[dot // 4][x // 2] |= _DOTS[x % 2][dot % 4]
+            canvas[dot // 4][across // 2] |= _DOTS[across % 2][dot % 4]
     drawn = [[chr(0x2800 + dots) if dots else " " for dots in line] for line in canvas]
     for mark in marks:
         for line in drawn:

@@ -34,6 +34,13 @@ def pretrain(config: Config) -> int:
         except UserError:
             topology.stop_processes()  # every rank raises it: nobody is waiting
             raise
+        if inputs.checkpoint and inputs.checkpoint.state.step == config.training.steps:
+            ProgressLine(config.training.steps, 0, shown=layout.rank == 0).say(
+                f"{config.training.output_dir}: step {config.training.steps} is the last and is done; "
+                "raise training.steps to go on"
+            )
+            topology.stop_processes()
+            return 0
         run = _start(config, layout, inputs, stop)
         finished = train(run)
         run.event("stop" if finished else "preempt", **({} if finished else {"signal": stop.received}))
