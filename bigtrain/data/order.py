@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _ROUNDS = 8
-_MINIMUM_BITS = 8
-"""A network of few bits has few permutations to choose from; a small size walks in a larger one."""
+_MINIMUM_BITS = 6
+"""A network of fewer bits does not reach every order equally often; a small size walks in a larger one."""
 _MASK_64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9
