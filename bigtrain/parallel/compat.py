@@ -34,7 +34,6 @@ def install() -> None:
         return
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron overlaps by the order of its launches
     if not use_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _stand_in_for_cuda()
     _quiet()
     _deepspeed_without_compiler()
