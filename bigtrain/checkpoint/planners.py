@@ -1,5 +1,6 @@
 """Plans that let torch's distributed checkpoint write and read :class:`Holding` boxes."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -85,7 +86,10 @@ class LoadPlanner(DefaultLoadPlanner):
                     f"{name} is {tuple(stored.size)} in the checkpoint and {tuple(wanted[0].global_shape)} in the model"
                 )
             chunks = [ChunkStorageMetadata(offsets=h.offset, sizes=h.shape) for h in wanted]
-            items += create_read_items_for_chunk_list(name, stored, chunks)
+            found = create_read_items_for_chunk_list(name, stored, chunks)
+            if sum(math.prod(item.lengths) for item in found) != sum(h.values.numel() for h in wanted):
+                raise CheckpointError(f"the checkpoint holds only a part of {name}")  # torch would leave the rest as is
+            items += found
         return LoadPlan(items)
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:

@@ -164,7 +164,7 @@ def _publish(folder: Path, aside: Path, final: Path, marker: Mapping[str, Any]) 
     _write_durably(aside / MARKER, json.dumps(marker, indent=2))
     _sync_folder(aside)
     if final.exists():  # of a run that was set back before this step
-        shutil.rmtree(final)
+        _remove(final)
     aside.rename(final)
     _write_durably(folder / ".latest.writing", final.name)
     (folder / ".latest.writing").rename(folder / "latest")
@@ -173,8 +173,12 @@ def _publish(folder: Path, aside: Path, final: Path, marker: Mapping[str, Any]) 
 
 def _prune(folder: Path, keep_last: int) -> None:
     for old in _complete(folder)[:-keep_last] if keep_last else []:
-        (old / MARKER).unlink()  # first, so that a half-removed folder is never taken for a checkpoint
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    (path / MARKER).unlink(missing_ok=True)  # first, so that a half-removed folder is never taken for a checkpoint
+    shutil.rmtree(path)
 
 
 def _write_durably(path: Path, text: str) -> None:

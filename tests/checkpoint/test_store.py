@@ -1,0 +1,269 @@
+"""Checkpoints of one process: what is written, what is picked, what is refused, and that all comes back."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from bigtrain.checkpoint import store
+from bigtrain.checkpoint.holdings import holdings
+from bigtrain.checkpoint.store import TrainingState
+from bigtrain.config import Config
+from bigtrain.errors import CheckpointError
+from bigtrain.parallel.engine import Engine
+from bigtrain.parallel.topology import Layout
+
+DATA = {"train": "a fingerprint", "seed": 1234}
+STATE = TrainingState(step=2, position=8, tokens=128)
+
+
+def plainly(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by torch's own reader and no process group."""
+    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.full(entry.size, torch.nan) for name, entry in stored.items()}
+    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    return tensors
+
+
+def held(engine: Engine) -> dict[str, torch.Tensor]:
+    """The whole float32 weights and moments of a world of one process."""
+    tensors: dict[str, torch.Tensor] = {}
+    for holding in holdings(engine, to_save=False):
+        whole = tensors.setdefault(holding.name, torch.full(holding.global_shape, torch.nan))
+        whole[tuple(slice(o, o + n) for o, n in zip(holding.offset, holding.shape, strict=True))] = holding.values
+    return tensors
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(world: Layout, tiny: Callable[..., Config]) -> Engine:
+    """An engine after two steps."""
+    from bigtrain.data.loader import Batch
+
+    config = tiny()
+    engine = Engine(config, world)
+    tokens = torch.arange(68).view(4, 17) * 7 % 512
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
+    for step in range(2):
+        engine.train_step([batch], 64, 1e-2, step)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def original(trained: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store.save(tmp_path_factory.mktemp("original"), trained, STATE, DATA, keep_last=0)
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A folder with the checkpoints of the steps 1 and 2, to be spoilt."""
+    shutil.copytree(original, tmp_path / "step-00000001")
+    shutil.copytree(original, tmp_path / "step-00000002")
+    return tmp_path
+
+
+def test_the_marker_tells_where_the_run_stands(original: Path, trained: Engine) -> None:
+    checkpoint = store.read(original)
+    assert checkpoint.state == STATE
+    assert checkpoint.adam_step == 2
+    assert checkpoint.data == DATA
+    assert checkpoint.model == trained.config.model.model_dump(mode="json")
+    assert checkpoint.layout["zero_stage"] == 1
+    assert not [key for key in checkpoint.layout if "rank" in key]
+    assert (original.parent / "latest").read_text() == original.name
+    assert [p.name for p in original.parent.iterdir() if p.name.endswith(".writing")] == []
+
+
+def test_plain_torch_reads_it(original: Path, trained: Engine) -> None:
+    tensors = plainly(original)
+    assert_same(tensors, held(trained))
+    names = dict(trained.chunks[0].module.named_parameters())
+    assert torch.equal(
+        tensors["model.embedding.word_embeddings.weight"], names["embedding.word_embeddings.weight"].detach()
+    )
+    stacked = tensors["model.decoder.layers.mlp.linear_fc2.weight"]
+    for layer in range(2):
+        assert torch.equal(stacked[layer], names[f"decoder.layers.{layer}.mlp.linear_fc2.weight"].detach())
+    assert tensors["optimizer.exp_avg.decoder.layers.mlp.linear_fc2.weight"].any()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.zero_stage=0"],
+        ["parallel.zero_stage=1"],
+        ["parallel.zero_stage=2"],
+        ["parallel.zero_stage=3"],
+        ["parallel.zero_stage=2", "parallel.offload=optimizer"],
+        ["parallel.zero_stage=3", "parallel.offload=optimizer"],
+        ["parallel.zero_stage=1", "training.precision=bf16"],
+        ["parallel.zero_stage=3", "training.precision=bf16"],
+    ],
+    ids=" ".join,
+)
+def test_a_load_fills_everything_bit_for_bit(
+    original: Path,
+    overrides: list[str],
+    tiny: Callable[..., Config],
+    engine_of: Callable[[Config], Engine],
+    tmp_path: Path,
+) -> None:
+    """Into an engine of another seed, and from there to a new checkpoint."""
+    engine = engine_of(tiny("training.seed=99", *overrides))
+    assert not torch.equal(held(engine)["model.output_layer.weight"], plainly(original)["model.output_layer.weight"]), (
+        "the other seed made other weights"
+    )
+    store.load(store.read(original), engine)
+    assert_same(held(engine), plainly(original))
+    again = store.save(tmp_path, engine, STATE, DATA, keep_last=0)
+    assert_same(plainly(again), plainly(original))
+    assert store.read(again).adam_step == 2
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_training_goes_on_as_if_never_stopped(
+    stage: int,
+    tiny: Callable[..., Config],
+    engine_of: Callable[[Config], Engine],
+    batches_of: Callable[..., list],
+    tmp_path: Path,
+) -> None:
+    words = [f"parallel.zero_stage={stage}", "model.hidden_dropout=0.1", "model.attention_dropout=0.1"]
+    config = tiny(*words)
+    one, other = engine_of(config), engine_of(tiny(*words, "model.initializer_range=0.5"))
+    one.train_step(batches_of(config, 0), 64, 1e-2, 0)
+    store.load(store.read(store.save(tmp_path, one, STATE, DATA, keep_last=0)), other)
+    for step in (1, 2):
+        went_on = one.train_step(batches_of(config, step), 64, 1e-2, step)
+        resumed = other.train_step(batches_of(config, step), 64, 1e-2, step)
+        assert (went_on.loss, went_on.grad_norm) == (resumed.loss, resumed.grad_norm)
+    assert_same(held(one), held(other))
+
+
+def test_old_ones_are_removed_after_the_new_one_is_complete(trained: Engine, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        store.save(tmp_path, trained, replace(STATE, step=step), DATA, keep_last=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000003", "step-00000010"]
+    assert (tmp_path / "latest").read_text() == "step-00000010"
+    newest = store.newest(tmp_path)
+    assert newest is not None
+    assert newest.state.step == 10
+
+
+def test_a_step_can_be_saved_again(trained: Engine, folder: Path) -> None:
+    """A run that was set back meets the folders of its earlier life, and what a crash left of a save."""
+    (folder / ".step-00000001.writing").mkdir()
+    (folder / ".step-00000001.writing" / "rubbish").write_text("")
+    store.save(folder, trained, replace(STATE, step=1, position=77), DATA, keep_last=0)
+    assert store.read(folder / "step-00000001").state.position == 77
+    assert not (folder / "step-00000001" / "rubbish").exists()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert store.newest(tmp_path) is None
+    assert store.newest(tmp_path / "none") is None
+
+
+def test_the_incomplete_are_never_picked(folder: Path) -> None:
+    shutil.copytree(folder / "step-00000001", folder / "step-00000003")
+    (folder / "step-00000003" / "complete.json").unlink()
+    shutil.copytree(folder / "step-00000001", folder / ".step-00000004.writing")
+    (folder / "latest").write_text("step-00000003")
+    newest = store.newest(folder)
+    assert newest is not None
+    assert newest.path == folder / "step-00000002"
+    with pytest.raises(CheckpointError, match=r"step-00000003 is not a complete checkpoint: it has no complete\.json"):
+        store.read(folder / "step-00000003")
+
+
+def damaged(path: Path, how: str) -> str:
+    """Damage the checkpoint; what the message must say."""
+    part, marker = path / "__0_0.distcp", path / "complete.json"
+    if how == "missing":
+        part.unlink()
+        return r"step-00000002/__0_0\.distcp is missing"
+    if how == "truncated":
+        size = part.stat().st_size
+        part.write_bytes(part.read_bytes()[:100])
+        return rf"step-00000002/__0_0\.distcp has 100 bytes, {size} were written"
+    if how == "no metadata":
+        (path / ".metadata").unlink()
+        return r"step-00000002/\.metadata is missing"
+    if how == "marker not JSON":
+        marker.write_text("{")
+        return r"step-00000002/complete\.json is damaged"
+    if how == "marker of nothing":
+        marker.write_text("null")
+        return r"step-00000002/complete\.json is damaged"
+    content = json.loads(marker.read_text())
+    if how == "newer format":
+        marker.write_text(json.dumps(content | {"format_version": 2}))
+        return "step-00000002 has format version 2; this version of bigtrain reads 1"
+    del content["position"]
+    marker.write_text(json.dumps(content))
+    return r"step-00000002/complete\.json is damaged: KeyError\('position'\)"
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "truncated", "no metadata", "marker not JSON", "marker of nothing", "newer format", "no position"],
+)
+def test_damage_is_told_with_the_files_name(folder: Path, how: str) -> None:
+    message = damaged(folder / "step-00000002", how)
+    with pytest.raises(CheckpointError, match=message):
+        store.newest(folder)
+    shutil.rmtree(folder / "step-00000002")  # what the message says
+    assert store.newest(folder) is not None
+
+
+def test_damage_within_a_file_is_told(folder: Path, trained: Engine) -> None:
+    path = folder / "step-00000002" / ".metadata"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CheckpointError, match=f"cannot load {path.parent}"):
+        store.load(store.read(path.parent), trained)
+
+
+def test_a_tensor_with_a_hole_is_refused(folder: Path, trained: Engine) -> None:
+    """Torch's own planner would leave the memory as it was."""
+    path = folder / "step-00000002"
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    name = "optimizer.exp_avg.decoder.layers.mlp.linear_fc2.weight"
+    metadata.state_dict_metadata[name].chunks.pop()
+    checkpoint = store.read(path)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=f"holds only a part of {name}"):
+        store.load(checkpoint, trained)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.linear_bias=true", r"has no tensor model\.decoder\.layers\.\S+\.bias, which the model needs"),
+        (
+            "model.vocab_size=640",
+            r"model\.(embedding\.word_embeddings|output_layer)\.weight is \(512, 32\) in the checkpoint "
+            r"and \(640, 32\) in the model",
+        ),
+        ("model.num_hidden_layers=4", r"\S+ is \(2, \S+.* in the checkpoint and \(4, .* in the model"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    original: Path,
+    override: str,
+    message: str,
+    tiny: Callable[..., Config],
+    engine_of: Callable[[Config], Engine],
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        store.load(store.read(original), engine_of(tiny(override)))
