@@ -37,6 +37,11 @@ def open_inputs(config: Config) -> Inputs:
     validation = None
     if config.data.validation is not None:
         held_out = _open(config, "data.validation", config.data.validation)
+        if held_out.manifest.tokenizer.fingerprint != train.manifest.tokenizer.fingerprint:
+            raise DataError(
+                f"data.validation: {held_out.path} was made with another tokenizer than data.train ({train.path}); "
+                f"prepare it again with {train.path / train.manifest.tokenizer.file}"
+            )
         validation = Samples(held_out, training.sequence_length, shuffle=False)
     identity = {
         "train": _fingerprint(train),

@@ -7,16 +7,27 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON object as a line, whole and at once."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add one JSON object as a line, whole and at once; a line that a crash cut short makes way for it."""
+    with path.open("ab+") as file:
+        _drop_cut_line(file)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def _drop_cut_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """How fast, how well used, how much memory."""
 
+import re
 import resource
 
 import torch
@@ -28,8 +29,12 @@ def peak_flops(precision: str) -> float | None:
     """Peak FLOP/s of this process's accelerator, or None where there is none or it is not in the table."""
     if not compat.use_gpu() or precision != "bf16":
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)
+    return _peak_of(torch.cuda.get_device_name())
+
+
+def _peak_of(name: str) -> float | None:
+    """Looked up by whole words: an "RTX A4000" is no "A40"."""
+    return next((PEAK_BF16_FLOPS[word] for word in re.split(r"[^A-Za-z0-9]", name) if word in PEAK_BF16_FLOPS), None)
 
 
 def model_flops_utilization(config: Config, tokens_per_second: float, world_size: int) -> float | None:
