@@ -72,6 +72,9 @@ def prepare(
     """
     if not 0 <= validation_fraction < 1:
         raise DataError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise DataError(f"workers is {workers}; it must be at least 1")
     loaded = load_tokenizer(tokenizer)
     encode = functools.partial(_encode_group, loaded.path, text_key, validation_fraction)
     groups = _group(find_pieces(inputs, pattern, exclude))
@@ -79,7 +82,7 @@ def prepare(
         train = _new_writer(folder / "train", loaded, tokens_per_shard)
         validation = _new_writer(folder / "validation", loaded, tokens_per_shard) if validation_fraction else None
         rejected = 0
-        for encoded in _ordered_map(encode, groups, workers or len(os.sched_getaffinity(0))):
+        for encoded in _ordered_map(encode, groups, workers):
             train.add(encoded.train)
             if validation:
                 validation.add(encoded.validation)
