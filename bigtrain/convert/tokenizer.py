@@ -1,9 +1,9 @@
 """The tokenizer of a run: found, and written as `transformers` reads it."""
 
 import json
+import shutil
 from pathlib import Path
 
-import sentencepiece
 import tokenizers
 from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
@@ -48,37 +48,35 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> 
     Like ours it adds nothing to a text and takes nothing in it for a special token. Its token for a beginning
     is the one that ends documents: that is what stood before every document in training.
     """
-    common: dict[str, object] = {
-        "model_max_length": model.max_position_embeddings,
-        "add_bos_token": False,
-        "add_eos_token": False,
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-    }
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        _from_sentencepiece(tokenizer, common).save_pretrained(folder)
-    else:
-        _from_json(tokenizer, common).save_pretrained(folder)
-
-
-def _from_sentencepiece(tokenizer: SentencePieceTokenizer, common: dict[str, object]) -> LlamaTokenizerFast:
-    content = tokenizer.path.read_bytes()
-    end = sentencepiece.SentencePieceProcessor(model_proto=content).id_to_piece(tokenizer.eos_id)
-    described = import_protobuf().ModelProto.FromString(content)
-    return LlamaTokenizerFast(
-        vocab_file=str(tokenizer.path),
-        legacy=False,
-        add_prefix_space=described.normalizer_spec.add_dummy_prefix,
+    is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
+    backend = _from_sentencepiece(tokenizer.path) if is_sentencepiece else _from_json(tokenizer.path)
+    end = backend.id_to_token(tokenizer.eos_id)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
         bos_token=end,
         eos_token=end,
-        **common,
-    )
+        model_max_length=model.max_position_embeddings,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+    if is_sentencepiece:  # not needed by transformers, but by llama.cpp's converter
+        shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
 
 
-def _from_json(tokenizer: Tokenizer, common: dict[str, object]) -> PreTrainedTokenizerFast:
-    content = tokenizer.path.read_text(encoding="utf-8")
-    loaded = tokenizers.Tokenizer.from_str(content)
-    if loaded.encode("a").ids != loaded.encode("a", add_special_tokens=False).ids:
-        loaded = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(content), "post_processor": None}))
-    end = loaded.id_to_token(tokenizer.eos_id)
-    return PreTrainedTokenizerFast(tokenizer_object=loaded, bos_token=end, eos_token=end, **common)
+def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
+    prefix = import_protobuf().ModelProto.FromString(path.read_bytes()).normalizer_spec.add_dummy_prefix
+    return LlamaTokenizerFast(
+        vocab_file=str(path),
+        legacy=prefix,  # which puts the space before a text that begins with one, too, as SentencePiece does
+        add_prefix_space=prefix,
+        add_bos_token=False,
+        add_eos_token=False,
+    ).backend_tokenizer
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
+    content = path.read_text(encoding="utf-8")
+    found = tokenizers.Tokenizer.from_str(content)
+    if found.encode("a").ids == found.encode("a", add_special_tokens=False).ids:
+        return found
+    return tokenizers.Tokenizer.from_str(json.dumps({**json.loads(content), "post_processor": None}))
