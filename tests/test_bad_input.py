@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bigtrain.launch.environment import World
+from bigtrain.launch.local import run_workers
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -63,7 +66,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
 KNOWN_FROM_THE_CONFIGURATION = [
     (["parallel.tensr=2"], ["parallel.tensr", "parallel.tensor"]),
     (["trainning.steps=2"], ["trainning", "training"]),
-    (["training.steps=many"], ["training.steps", "integer"]),
+    (["training.steps=many"], ["training.steps", "whole number"]),
     (["--nproc", "3", "parallel.tensor=2"], ["world size 3", "tensor(2)"]),
     (["--nproc", "3", "parallel.tensor=3"], ["model.num_attention_heads (8)", "parallel.tensor (3)"]),
     (["--nproc", "3", "parallel.pipeline=3"], ["model.num_hidden_layers (4)", "parallel.pipeline (3)"]),
@@ -148,14 +151,23 @@ def unwritable_output(scene: Scene) -> list[Any]:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-@pytest.mark.parametrize("nproc", [1, 2])
-@pytest.mark.distributed
-def test_refused_before_training(
-    scene: Scene, nproc: int, spoil: Callable[[Scene], list[Any]], told: list[str]
-) -> None:
+def test_refused_before_training(scene: Scene, spoil: Callable[[Scene], list[Any]], told: list[str]) -> None:
     words = spoil(scene)
-    assert_refused(scene.pretrain(*words, "--nproc", nproc), *told)
+    assert_refused(scene.pretrain(*words, "--nproc", 4), *told)
     assert not (scene.folder / "run" / "metrics.jsonl").exists(), "no step was made"
+
+
+@pytest.mark.distributed
+def test_refused_by_all_ranks_under_another_launcher(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    """What torchrun or srun starts goes straight to the workers: one looks, all end with 2, one speaks."""
+    words = spoil_shard(scene)
+    path = scene.folder / "run.yaml"
+    path.write_text(yaml.safe_dump(scene.config))
+    exit_code = run_workers([sys.executable, "-m", "bigtrain", "pretrain", str(path), *words], World(2))
+    told = capfd.readouterr().err
+    assert exit_code == 2
+    assert told.count("error:") == 1
+    assert "shard-00000.arrow" in told
 
 
 @pytest.mark.distributed

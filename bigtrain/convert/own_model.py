@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.holdings import Holding
-from bigtrain.checkpoint.store import Checkpoint
 from bigtrain.config import Config, parse_config
 from bigtrain.convert.source import WEIGHTS, model_config, read_into
 from bigtrain.models.gpt import GPT, build_gpt

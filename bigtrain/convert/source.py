@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.holdings import PREFIXES, Holding
 from bigtrain.checkpoint.planners import LoadPlanner, state_dict
-from bigtrain.checkpoint.store import Checkpoint
 from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.errors import CheckpointError
 
@@ -31,10 +31,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a run's folder or one of its checkpoints")
-    if path.name.startswith("step-") or (path / store.MARKER).exists():
-        return store.read(path)
+    if path.name.startswith("step-") or (path / catalog.MARKER).exists():
+        return catalog.read(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = store.newest(folder)
+    found = catalog.newest(folder)
     if found is None:
         unfinished = sorted(part.name for part in folder.glob("*step-*"))
         why = f" (incomplete: {', '.join(unfinished)})" if unfinished else ""
@@ -69,7 +69,7 @@ def model_config(checkpoint: Checkpoint) -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("model", *first["loc"]))
-        raise CheckpointError(f"{checkpoint.path / store.MARKER}: {key}: {first['msg']}") from None
+        raise CheckpointError(f"{checkpoint.path / catalog.MARKER}: {key}: {first['msg']}") from None
 
 
 def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from bigtrain.checkpoint.store import Checkpoint
+from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
 from bigtrain.convert import llama
 from bigtrain.convert.mapping import Piece, pieces

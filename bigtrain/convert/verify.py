@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from bigtrain.checkpoint.store import Checkpoint
+from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import model_config, run_config
 from bigtrain.data.shards import check_tokenizer, open_dataset

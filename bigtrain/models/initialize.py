@@ -46,7 +46,7 @@ def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
 
 def normal_box(box: Box, seed: int) -> Tensor:
     """The box of a global tensor of standard normal float32 numbers that only (seed, name) decide."""
-    *stacked, rows, columns = box.global_shape
+    rows, columns = box.global_shape[-2:]
     *stacked_offset, row, column = box.offset
     *stacked_shape, row_count, column_count = box.shape
     out = torch.empty(box.shape).view(-1, row_count, column_count)

@@ -56,7 +56,8 @@ def sharded_parameters(chunks: Sequence[nn.Module]) -> list[ShardedParameter]:
             if not isinstance(entry, ShardedTensor | ShardedTensorFactory) or entry.data is None:
                 continue  # extra states of modules
             parameter = parameters.get(entry.data.data_ptr())
-            assert parameter is not None and parameter.shape == entry.data.shape, f"{entry.key} is not a parameter"
+            assert parameter is not None, f"{entry.key} is not a parameter"
+            assert parameter.shape == entry.data.shape, f"{entry.key} is a part of a parameter"
             boxes = tuple(_box(start, piece) for start, piece in _pieces(entry))
             found.setdefault(id(parameter), ShardedParameter(parameter, boxes))
     missing = [n for chunk in chunks for n, p in chunk.named_parameters() if id(p) not in found]

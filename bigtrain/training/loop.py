@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog, store
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
 from bigtrain.parallel import topology
@@ -32,7 +32,7 @@ class Run:
     output_dir: Path
     inputs: Inputs
     engine: Engine
-    state: store.TrainingState
+    state: catalog.TrainingState
     stop: StopRequest
     log: logging.Logger
     progress: ProgressLine
@@ -84,9 +84,9 @@ def _due(step: int, interval: int, last: int) -> bool:
     return step == last or (interval > 0 and step % interval == 0)
 
 
-def _after_step(state: store.TrainingState, config: Config) -> store.TrainingState:
+def _after_step(state: catalog.TrainingState, config: Config) -> catalog.TrainingState:
     sequences = config.training.global_batch_size
-    return store.TrainingState(
+    return catalog.TrainingState(
         step=state.step + 1,
         position=state.position + sequences,
         tokens=state.tokens + sequences * config.training.sequence_length,

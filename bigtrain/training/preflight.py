@@ -1,4 +1,7 @@
-"""What must hold before the first step and only files can tell: output, data, tokenizer, checkpoint."""
+"""What must hold before the first step and only files can tell: output, data, tokenizer, checkpoint.
+
+Nothing here needs torch: the launcher looks before it starts any process.
+"""
 
 import hashlib
 import tempfile
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog
 from bigtrain.config import Config
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
@@ -20,9 +23,19 @@ class Inputs:
 
     train: Samples
     validation: Samples | None
-    checkpoint: store.Checkpoint | None
+    checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
+
+
+def preflight(config: Config) -> Inputs:
+    """Make the run's folder, and open and check everything that the run reads; needs neither torch nor peers.
+
+    Raises:
+        UserError: Naming the key or file and what would be right.
+    """
+    _check_output(Path(config.training.output_dir))
+    return open_inputs(config)
 
 
 def open_inputs(config: Config) -> Inputs:
@@ -52,12 +65,7 @@ def open_inputs(config: Config) -> Inputs:
     return Inputs(samples, validation, _checkpoint(config, identity), identity)
 
 
-def check_output(output_dir: Path) -> None:
-    """Make the run's folder and check that it can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
+def _check_output(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
@@ -89,9 +97,9 @@ def _fingerprint(dataset: TokenDataset) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint(config: Config, identity: dict[str, Any]) -> store.Checkpoint | None:
+def _checkpoint(config: Config, identity: dict[str, Any]) -> catalog.Checkpoint | None:
     folder = Path(config.training.output_dir) / "checkpoints"
-    found = store.newest(folder)
+    found = catalog.newest(folder)
     if found is None:
         return None
     if not config.checkpoint.resume:
@@ -108,7 +116,7 @@ def _checkpoint(config: Config, identity: dict[str, Any]) -> store.Checkpoint | 
     return found
 
 
-def _same(checkpoint: store.Checkpoint, section: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
+def _same(checkpoint: catalog.Checkpoint, section: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
     keys = {"train": "data.train (its contents)", "shuffle": "data.shuffle"}
     changed = [
         f"{keys.get(key, f'training.{key}') if section == 'data' else f'{section}.{key}'} "

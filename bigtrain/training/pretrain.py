@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog, store
 from bigtrain.config import Config, to_yaml
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
@@ -13,7 +13,7 @@ from bigtrain.parallel.topology import Layout
 from bigtrain.training import records
 from bigtrain.training.dashboard import Dashboard
 from bigtrain.training.loop import Run, train
-from bigtrain.training.preflight import Inputs, check_output, open_inputs
+from bigtrain.training.preflight import Inputs, open_inputs, preflight
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.signals import StopRequest
 
@@ -57,8 +57,7 @@ def _inputs(config: Config, layout: Layout) -> Inputs:
     error = None
     if layout.rank == 0:
         try:
-            check_output(Path(config.training.output_dir))
-            inputs = open_inputs(config)
+            inputs = preflight(config)
         except UserError as found:
             error = found
     topology.raise_together(error)
@@ -73,7 +72,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) ->
         _record_inputs(config, inputs, output_dir)
     engine = Engine(config, layout)
     resumed = inputs.checkpoint
-    state = resumed.state if resumed else store.TrainingState(step=0, position=0, tokens=0)
+    state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     if resumed:
         store.load(resumed, engine)
     run = Run(
@@ -105,7 +104,7 @@ def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
     records.forget_after(output_dir / records.METRICS, step)
 
 
-def _announce(run: Run, resumed: store.Checkpoint | None) -> None:
+def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
     layout = run.layout.describe()
     if resumed:
         run.event("resume", layout=layout, saved_with=resumed.layout)

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog, store
+from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.checkpoint.holdings import holdings
-from bigtrain.checkpoint.store import TrainingState
 from bigtrain.config import Config
 from bigtrain.errors import CheckpointError
 from bigtrain.parallel.engine import Engine
@@ -74,7 +74,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def test_the_marker_tells_where_the_run_stands(original: Path, trained: Engine) -> None:
-    checkpoint = store.read(original)
+    checkpoint = catalog.read(original)
     assert checkpoint.state == STATE
     assert checkpoint.adam_step == 2
     assert checkpoint.data == DATA
@@ -124,11 +124,11 @@ def test_a_load_fills_everything_bit_for_bit(
     assert not torch.equal(held(engine)["model.output_layer.weight"], plainly(original)["model.output_layer.weight"]), (
         "the other seed made other weights"
     )
-    store.load(store.read(original), engine)
+    store.load(catalog.read(original), engine)
     assert_same(held(engine), plainly(original))
     again = store.save(tmp_path, engine, STATE, DATA, keep_last=0)
     assert_same(plainly(again), plainly(original))
-    assert store.read(again).adam_step == 2
+    assert catalog.read(again).adam_step == 2
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -143,7 +143,7 @@ def test_training_goes_on_as_if_never_stopped(
     config = tiny(*words)
     one, other = engine_of(config), engine_of(tiny(*words, "model.initializer_range=0.5"))
     one.train_step(batches_of(config, 0), 64, 1e-2, 0)
-    store.load(store.read(store.save(tmp_path, one, STATE, DATA, keep_last=0)), other)
+    store.load(catalog.read(store.save(tmp_path, one, STATE, DATA, keep_last=0)), other)
     for step in (1, 2):
         went_on = one.train_step(batches_of(config, step), 64, 1e-2, step)
         resumed = other.train_step(batches_of(config, step), 64, 1e-2, step)
@@ -156,7 +156,7 @@ def test_old_ones_are_removed_after_the_new_one_is_complete(trained: Engine, tmp
         store.save(tmp_path, trained, replace(STATE, step=step), DATA, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000003", "step-00000010"]
     assert (tmp_path / "latest").read_text() == "step-00000010"
-    newest = store.newest(tmp_path)
+    newest = catalog.newest(tmp_path)
     assert newest is not None
     assert newest.state.step == 10
 
@@ -166,13 +166,13 @@ def test_a_step_can_be_saved_again(trained: Engine, folder: Path) -> None:
     (folder / ".step-00000001.writing").mkdir()
     (folder / ".step-00000001.writing" / "rubbish").write_text("")
     store.save(folder, trained, replace(STATE, step=1, position=77), DATA, keep_last=0)
-    assert store.read(folder / "step-00000001").state.position == 77
+    assert catalog.read(folder / "step-00000001").state.position == 77
     assert not (folder / "step-00000001" / "rubbish").exists()
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert store.newest(tmp_path) is None
-    assert store.newest(tmp_path / "none") is None
+    assert catalog.newest(tmp_path) is None
+    assert catalog.newest(tmp_path / "none") is None
 
 
 def test_the_incomplete_are_never_picked(folder: Path) -> None:
@@ -180,11 +180,11 @@ def test_the_incomplete_are_never_picked(folder: Path) -> None:
     (folder / "step-00000003" / "complete.json").unlink()
     shutil.copytree(folder / "step-00000001", folder / ".step-00000004.writing")
     (folder / "latest").write_text("step-00000003")
-    newest = store.newest(folder)
+    newest = catalog.newest(folder)
     assert newest is not None
     assert newest.path == folder / "step-00000002"
     with pytest.raises(CheckpointError, match=r"step-00000003 is not a complete checkpoint: it has no complete\.json"):
-        store.read(folder / "step-00000003")
+        catalog.read(folder / "step-00000003")
 
 
 def damaged(path: Path, how: str) -> str:
@@ -222,16 +222,16 @@ def damaged(path: Path, how: str) -> str:
 def test_damage_is_told_with_the_files_name(folder: Path, how: str) -> None:
     message = damaged(folder / "step-00000002", how)
     with pytest.raises(CheckpointError, match=message):
-        store.newest(folder)
+        catalog.newest(folder)
     shutil.rmtree(folder / "step-00000002")  # what the message says
-    assert store.newest(folder) is not None
+    assert catalog.newest(folder) is not None
 
 
 def test_damage_within_a_file_is_told(folder: Path, trained: Engine) -> None:
     path = folder / "step-00000002" / ".metadata"
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(CheckpointError, match=f"cannot load {path.parent}"):
-        store.load(store.read(path.parent), trained)
+        store.load(catalog.read(path.parent), trained)
 
 
 def test_a_tensor_with_a_hole_is_refused(folder: Path, trained: Engine) -> None:
@@ -240,7 +240,7 @@ def test_a_tensor_with_a_hole_is_refused(folder: Path, trained: Engine) -> None:
     metadata = pickle.loads((path / ".metadata").read_bytes())
     name = "optimizer.exp_avg.decoder.layers.mlp.linear_fc2.weight"
     metadata.state_dict_metadata[name].chunks.pop()
-    checkpoint = store.read(path)
+    checkpoint = catalog.read(path)
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=f"holds only a part of {name}"):
         store.load(checkpoint, trained)
@@ -266,4 +266,4 @@ def test_a_checkpoint_of_another_model_is_refused(
     engine_of: Callable[[Config], Engine],
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        store.load(store.read(original), engine_of(tiny(override)))
+        store.load(catalog.read(original), engine_of(tiny(override)))

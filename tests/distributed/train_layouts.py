@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog, store
 from bigtrain.config import parse_config, validate
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
@@ -24,7 +24,7 @@ def train(case: dict) -> list[tuple[float, float]]:
     read = batch_reader(config, layout, open_inputs(config))
     engine = Engine(config, layout)
     if case.get("checkpoint"):
-        store.load(store.read(Path(case["checkpoint"])), engine)
+        store.load(catalog.read(Path(case["checkpoint"])), engine)
     targets = config.training.global_batch_size * config.training.sequence_length
     history = []
     for step in range(config.training.steps):
