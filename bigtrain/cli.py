@@ -84,12 +84,13 @@ def pretrain(
     from bigtrain.config import load_config, validate
     from bigtrain.launch.environment import world_from_environment
     from bigtrain.launch.local import run_workers
-    from bigtrain.training.preflight import preflight
 
     loaded = load_config(config, overrides or [])
     world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
     validate(loaded, world.world_size)
     if not world.is_worker:
+        from bigtrain.training.preflight import preflight
+
         preflight(loaded)  # before torch is loaded and processes are started
     if world.is_worker or world.world_size == 1:
         from bigtrain.training.pretrain import pretrain as run

@@ -17,7 +17,6 @@ from bigtrain.convert.source import model_config, run_config
 from bigtrain.data.shards import check_tokenizer, open_dataset
 from bigtrain.data.tokenizer import Tokenizer
 from bigtrain.errors import ConversionError, DataError
-from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
 
 TOLERANCE = 1e-4
@@ -106,9 +105,7 @@ def verify_export(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, te
         raise DataError(f"{origin}: holds no text to compare the models on")
     _check_tokenizer(folder, tokenizer, texts)
     dtype: torch.dtype = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    with own_model(checkpoint) as model:
-        trained = _own_logits(model, sequences)
-        rounded = _own_logits(_round(model, dtype), sequences) if dtype != torch.float32 else trained
+    trained, rounded = _own_logits(checkpoint, dtype, sequences)
     float32 = _compare(rounded, _exported_logits(folder, torch.float32, sequences))
     as_saved = _compare(trained, _exported_logits(folder, dtype, sequences)) if dtype != torch.float32 else float32
     parity = Parity(
@@ -194,16 +191,17 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -
 
 
 @torch.no_grad()
-def _round(model: GPT, dtype: torch.dtype) -> GPT:
-    """The weights as they were saved, still in float32."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-    return model
-
-
-@torch.no_grad()
-def _own_logits(model: GPT, sequences: Sequence[Tensor]) -> list[Tensor]:
-    return [model(ids.to(compat.device()), None, None)[0].cpu() for ids in sequences]
+def _own_logits(
+    checkpoint: Checkpoint, dtype: torch.dtype, sequences: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of the trained model, and of the same with its weights rounded to the saved type; both compute in float32."""
+    with own_model(checkpoint) as model:
+        trained = [model(ids.to(compat.device()), None, None)[0].cpu() for ids in sequences]
+        if dtype == torch.float32:
+            return trained, trained
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+        return trained, [model(ids.to(compat.device()), None, None)[0].cpu() for ids in sequences]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The proof of a conversion finds what is wrong with one."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ def test_the_exported_model_says_what_the_trained_one_says(
     assert "standard library" in written["text"]
     assert made.parity is not None
     assert f"{written['float32']['largest_difference']:.2e}" in made.describe()
+
+
+def test_a_launchers_environment_is_neither_heeded_nor_changed(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    before = dict(os.environ)
+    convert_to_hf(make_run(random_llama()), tmp_path / "out", verify=True)
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
 
 
 def test_saved_in_bfloat16_the_map_is_still_proven_in_float32(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -156,6 +156,29 @@ def test_the_stream_is_the_concatenation_of_the_documents(
         assert (document.source, document.position) == (f"folder/file{number // 3}", number % 3)
 
 
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("lengths", "tokens_per_shard", "expected"),
+    [
+        ([10, 10, 10], 25, [20, 10]),
+        ([10, 10, 10], 20, [20, 10]),
+        ([10, 10, 10], 19, [10, 10, 10]),
+        ([10, 50, 10], 20, [10, 50, 10]),
+        ([50, 10, 10], 20, [50, 20]),
+    ],
+)
+def test_a_shard_ends_before_the_document_that_does_not_fit(
+    lengths: list[int],
+    tokens_per_shard: int,
+    expected: list[int],
+    group: int,
+    bpe: SentencePieceTokenizer,
+    tmp_path: Path,
+) -> None:
+    manifest = write_dataset(tmp_path / "dataset", groups(documents(lengths), group), bpe, tokens_per_shard)
+    assert [shard.tokens for shard in manifest.shards] == expected
+
+
 def test_shards_do_not_depend_on_how_documents_were_grouped(
     folder: Path, arrays: list[np.ndarray], bpe: SentencePieceTokenizer
 ) -> None:

@@ -195,7 +195,9 @@ def test_training_is_silent(sources: list[str], tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_text_of_one_endless_line_is_trained_on(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(train_sentencepiece(["gelegentlich,zuweilen;" * 5_000], tmp_path / "a.model", 290))
+    tokenizer = load_tokenizer(
+        train_sentencepiece(["ab" * 5_000 + "gelegentlich,zuweilen;" * 5_000], tmp_path / "a.model", 290)
+    )
     assert len(tokenizer.encode("gelegentlich")) == 1
 
 
