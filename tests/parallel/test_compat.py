@@ -1,4 +1,4 @@
-"""Life without a GPU, a compiler or noise; and what of the engines it stands on, so that an upgrade tells what broke."""
+"""Life without a GPU, a compiler or noise; and what of the engines it stands on, for an upgrade to tell what broke."""
 
 import ast
 import importlib.util

@@ -50,9 +50,7 @@ BF16 = {
 def test_dictionary(
     tiny: Callable[..., Config], precision: str, stage: int, offload: str, zero: dict[str, Any], rest: dict[str, Any]
 ) -> None:
-    config = tiny(
-        f"training.precision={precision}", f"parallel.zero_stage={stage}", f"parallel.offload={offload}"
-    )
+    config = tiny(f"training.precision={precision}", f"parallel.zero_stage={stage}", f"parallel.offload={offload}")
     assert deepspeed_config(config) == ALWAYS | rest | {"zero_optimization": ZERO | zero}
 
 
