@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import EXIT_USER_ERROR, UserError
 
 
@@ -17,8 +18,6 @@ def main() -> int:
     parser.add_argument("--text", type=Path, help="text file to compare on, instead of the validation data")
     options = parser.parse_args()
     try:
-        from bigtrain.convert.to_hf import convert_to_hf  # takes seconds: after the arguments are read
-
         print(convert_to_hf(**vars(options)).describe())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

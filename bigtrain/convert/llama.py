@@ -1,6 +1,6 @@
 """Llama: what it is called there."""
 
-from transformers import LlamaConfig
+from typing import Any
 
 from bigtrain.config import ModelConfig
 from bigtrain.convert.mapping import WeightMap, gate_rows, key_rows, query_rows, up_rows, value_rows
@@ -49,8 +49,8 @@ def check_shape(model: ModelConfig) -> None:
         raise ConversionError(f"this model is not a Llama, the one family that can be exported: {'; '.join(wrong)}")
 
 
-def hf_config(model: ModelConfig, dtype: str, eos_id: int) -> LlamaConfig:
-    """The configuration of the same model in `transformers`.
+def hf_config(model: ModelConfig, dtype: str, eos_id: int) -> dict[str, Any]:
+    """The same model in `transformers`: the keys of its `LlamaConfig`.
 
     Args:
         model: The shape.
@@ -58,26 +58,27 @@ def hf_config(model: ModelConfig, dtype: str, eos_id: int) -> LlamaConfig:
         eos_id: The token that ends every document. It is also the beginning's: what the model saw before
             each document was the end of the one before.
     """
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_size,
-        num_hidden_layers=model.num_hidden_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.kv_heads,
-        head_dim=model.head_size,
-        hidden_act=model.hidden_act,
-        max_position_embeddings=model.max_position_embeddings,
-        initializer_range=model.initializer_range,
-        rms_norm_eps=model.norm_eps,
-        rope_theta=model.rope_theta,
-        tie_word_embeddings=model.tie_word_embeddings,
-        attention_bias=False,
-        mlp_bias=False,
-        attention_dropout=model.attention_dropout,
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-        pad_token_id=None,
-        dtype=dtype,
-    )
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_size,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_act": model.hidden_act,
+        "max_position_embeddings": model.max_position_embeddings,
+        "initializer_range": model.initializer_range,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": model.attention_dropout,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,
+        "dtype": dtype,
+    }

@@ -7,13 +7,12 @@ indices, so that one declaration reads in both directions: `theirs = ours[rows]`
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bigtrain.config import ModelConfig
 from bigtrain.errors import ConversionError
 
-Rows = Callable[[ModelConfig], Tensor] | None
+Rows = Callable[[ModelConfig], np.ndarray] | None
 """Indices into the first axis of our weight (of one layer's, where layers are stacked); None: all of them."""
 
 WeightMap = Mapping[str, Mapping[str, Rows]]
@@ -30,12 +29,8 @@ class Piece:
     layer: int | None
     rows: Rows
 
-    def cut(self, weight: Tensor, model: ModelConfig) -> Tensor:
-        """This tensor, out of our weight (of its layer)."""
-        return weight if self.rows is None else weight[self.rows(model)]
-
     def shape(self, source_shape: tuple[int, ...], model: ModelConfig) -> tuple[int, ...]:
-        """What `cut` gives for a (stacked) weight of that shape."""
+        """Its shape, where our (stacked) weight has `source_shape`."""
         shape = source_shape if self.layer is None else source_shape[1:]
         return shape if self.rows is None else (len(self.rows(model)), *shape[1:])
 
@@ -90,36 +85,36 @@ def _same_names(found: Iterable[str], targets: Iterable[str]) -> None:
         raise ConversionError(f"the family's model has no {', '.join(unknown)}, which the map would fill")
 
 
-def heads(model: ModelConfig) -> Tensor:
+def heads(model: ModelConfig) -> np.ndarray:
     """Rows of Megatron-core's joint query-key-value weight: [key/value heads, query heads of each + 2, head_dim].
 
     Each key/value head's group lies together: its query heads, its key, its value.
     """
     groups = model.kv_heads
     per_group = model.num_attention_heads // groups + 2
-    return torch.arange(groups * per_group * model.head_size).view(groups, per_group, model.head_size)
+    return np.arange(groups * per_group * model.head_size).reshape(groups, per_group, model.head_size)
 
 
-def query_rows(model: ModelConfig) -> Tensor:
+def query_rows(model: ModelConfig) -> np.ndarray:
     """The query heads, in order."""
-    return heads(model)[:, :-2].flatten()
+    return heads(model)[:, :-2].ravel()
 
 
-def key_rows(model: ModelConfig) -> Tensor:
+def key_rows(model: ModelConfig) -> np.ndarray:
     """The key heads, in order."""
-    return heads(model)[:, -2].flatten()
+    return heads(model)[:, -2].ravel()
 
 
-def value_rows(model: ModelConfig) -> Tensor:
+def value_rows(model: ModelConfig) -> np.ndarray:
     """The value heads, in order."""
-    return heads(model)[:, -1].flatten()
+    return heads(model)[:, -1].ravel()
 
 
-def gate_rows(model: ModelConfig) -> Tensor:
+def gate_rows(model: ModelConfig) -> np.ndarray:
     """The gate, the first half of a gated feed-forward's joint matrix."""
-    return torch.arange(model.ffn_size)
+    return np.arange(model.ffn_size)
 
 
-def up_rows(model: ModelConfig) -> Tensor:
+def up_rows(model: ModelConfig) -> np.ndarray:
     """The up projection, its second half."""
-    return torch.arange(model.ffn_size, 2 * model.ffn_size)
+    return np.arange(model.ffn_size, 2 * model.ffn_size)

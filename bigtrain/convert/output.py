@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from bigtrain.errors import ConversionError
 
 
@@ -27,6 +29,10 @@ def written_aside(output: Path) -> Iterator[Path]:
             output.rmdir()
         aside.rename(output)
     except OSError as error:
+        if error.filename and not Path(error.filename).absolute().is_relative_to(output.parent):
+            raise  # another file's
         raise ConversionError(f"{output} cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:  # among others of a full disk
+        raise ConversionError(f"{output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.holdings import Holding
 from bigtrain.config import Config, parse_config
-from bigtrain.convert.source import WEIGHTS, model_config, read_into
+from bigtrain.convert.source import model_config
+from bigtrain.convert.weights import WEIGHTS, read_into
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology

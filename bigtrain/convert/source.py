@@ -1,25 +1,14 @@
-"""A checkpoint as the source of a conversion: found, described, read a box at a time on one process."""
+"""What a conversion starts from: the checkpoint, the model's shape, the tokenizer. Nothing here needs torch."""
 
-import math
-import pickle
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.holdings import PREFIXES, Holding
-from bigtrain.checkpoint.planners import LoadPlanner, state_dict
 from bigtrain.config import Config, ModelConfig, load_config
-from bigtrain.errors import CheckpointError
-
-WEIGHTS = PREFIXES["weight"]
+from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.errors import CheckpointError, ConversionError
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -72,67 +61,30 @@ def model_config(checkpoint: Checkpoint) -> ModelConfig:
         raise CheckpointError(f"{checkpoint.path / catalog.MARKER}: {key}: {first['msg']}") from None
 
 
-def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of every weight; the layers' weights are stacked along the first axis.
-
-    Raises:
-        CheckpointError: The list of tensors cannot be read.
-    """
-    path = checkpoint.path / ".metadata"
-    try:
-        stored = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from None
-    return {
-        name.removeprefix(WEIGHTS): tuple(entry.size)
-        for name, entry in stored.items()
-        if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata)
-    }
-
-
-def read_weights(
-    checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], wanted: Sequence[tuple[str, int | None]]
-) -> dict[tuple[str, int | None], Tensor]:
-    """Read whole weights `(name, None)`, or those of one layer `(name, layer)`.
+def find_tokenizer(run: Path | None, given: Path | None, model: ModelConfig) -> Tokenizer:
+    """The tokenizer of a model: the copy in the run's folder, or the one given where there is none.
 
     Args:
-        checkpoint: Where they lie.
-        shapes: As `weight_shapes` gives them.
-        wanted: Names, with the layer where the weight is stacked over layers.
-
-    Returns:
-        float32, of the global shape, without the axis of layers.
+        run: The run's folder.
+        given: A tokenizer's file or folder; where the run has a copy it must be the same.
+        model: The model's shape.
 
     Raises:
-        CheckpointError: A file is damaged.
+        ConversionError: There is neither, they differ, or the model has fewer rows than the tokenizer tokens.
+        DataError: One cannot be read.
     """
-    boxes = {key: _box(shapes[key[0]], *key) for key in wanted}
-    read_into(checkpoint, list(boxes.values()))
-    return {key: box.values if key[1] is None else box.values[0] for key, box in boxes.items()}
-
-
-def _box(shape: tuple[int, ...], name: str, layer: int | None) -> Holding:
-    size = shape if layer is None else (1, *shape[1:])
-    offset = (0,) * len(shape) if layer is None else (layer, *(0,) * (len(shape) - 1))
-    values = torch.empty(math.prod(size)).view(size)
-    return Holding(WEIGHTS + name, torch.Size(shape), torch.Size(offset), torch.Size(size), values)
-
-
-def read_into(checkpoint: Checkpoint, boxes: Sequence[Holding]) -> None:
-    """Fill boxes of the checkpoint's tensors, in this process alone.
-
-    Raises:
-        CheckpointError: A tensor or file is missing, damaged or of another shape.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-            dcp.load(
-                state_dict(boxes),
-                storage_reader=dcp.FileSystemReader(checkpoint.path),
-                planner=LoadPlanner(boxes),
-                no_dist=True,
-            )
-    except dcp.api.CheckpointException as error:
-        causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
-        raise CheckpointError(f"cannot read {checkpoint.path}: {causes}") from error
+    own = run / "tokenizer" if run is not None and (run / "tokenizer").is_dir() else None
+    if own is None and given is None:
+        raise ConversionError(
+            "the checkpoint does not lie in a run's folder with a tokenizer/ in it; "
+            "name the tokenizer that made its data (--tokenizer)"
+        )
+    found = load_tokenizer(own or given)  # type: ignore[arg-type]  # one of them is there
+    if own is not None and given is not None and load_tokenizer(given).fingerprint != found.fingerprint:
+        raise ConversionError(f"{given} is not the tokenizer that the model was trained with, {found.path}")
+    if found.vocab_size > model.vocab_size:
+        raise ConversionError(
+            f"{found.path} has {found.vocab_size} tokens and the model only {model.vocab_size} (model.vocab_size): "
+            "it was trained with another tokenizer"
+        )
+    return found

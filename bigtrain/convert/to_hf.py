@@ -1,28 +1,16 @@
-"""From a checkpoint of any layout to a folder that `transformers` loads."""
+"""From a checkpoint of any layout to a folder that `transformers` loads.
 
-import json
-import shutil
-from collections.abc import Sequence
+What can be told without torch is told before it is imported.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
-
-from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.config import ModelConfig
 from bigtrain.convert import llama
-from bigtrain.convert.mapping import Piece, pieces
 from bigtrain.convert.output import written_aside
-from bigtrain.convert.source import find_checkpoint, model_config, read_weights, run_folder, weight_shapes
-from bigtrain.convert.tokenizer import export_tokenizer, find_tokenizer
-from bigtrain.convert.verify import Parity, verify_export
-
-FILE_BYTES = 5_000_000_000
-"""Weights per file, at most; Hugging Face's own limit. One file's weights are in memory at a time."""
+from bigtrain.convert.parity import Parity
+from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
 
 
 @dataclass(frozen=True)
@@ -79,63 +67,9 @@ def convert_to_hf(
     llama.check_shape(model)
     tokens = find_tokenizer(run_folder(source), tokenizer, model)
     with written_aside(output) as folder:
-        config = llama.hf_config(model, dtype, tokens.eos_id)
-        config.save_pretrained(folder)
-        files = _write_weights(source, model, config, getattr(torch, dtype), folder)
-        GenerationConfig(
-            bos_token_id=tokens.eos_id, eos_token_id=tokens.eos_id, pad_token_id=tokens.eos_id
-        ).save_pretrained(folder)
-        export_tokenizer(tokens, folder, model)
+        from bigtrain.convert.export import write_model
+        from bigtrain.convert.verify import verify_export
+
+        written = write_model(source, model, dtype, tokens, folder)
         parity = verify_export(source, folder, tokens, text) if verify else None
-    return Exported(output, source.path, source.state.step, files.parameters, files.bytes, files.count, parity)
-
-
-@dataclass(frozen=True)
-class _Files:
-    parameters: int
-    bytes: int
-    count: int
-
-
-def _write_weights(
-    source: Checkpoint, model: ModelConfig, config: PretrainedConfig, dtype: torch.dtype, folder: Path
-) -> _Files:
-    """Write every weight, a file's worth at a time."""
-    shapes = weight_shapes(source)
-    targets = _targets(config)
-    plan = {piece.name: piece for piece in pieces(llama.WEIGHTS, model, shapes, targets)}
-    split = split_state_dict_into_shards_factory(
-        {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in targets.items()},
-        get_storage_size=lambda tensor: tensor.nbytes,
-        get_storage_id=lambda tensor: None,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=FILE_BYTES,
-    )
-    for file, names in split.filename_to_tensors.items():
-        tensors = _read(source, shapes, model, [plan[name] for name in names], dtype)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets nobody else read it
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    parameters = sum(torch.Size(shape).numel() for shape in targets.values())
-    return _Files(parameters, parameters * dtype.itemsize, len(split.filename_to_tensors))
-
-
-def _targets(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that `transformers` wants to read, from its own model, built without memory."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-
-
-def _read(
-    source: Checkpoint,
-    shapes: dict[str, tuple[int, ...]],
-    model: ModelConfig,
-    wanted: Sequence[Piece],
-    dtype: torch.dtype,
-) -> dict[str, torch.Tensor]:
-    weights = read_weights(source, shapes, list({(piece.source, piece.layer): None for piece in wanted}))
-    return {piece.name: piece.cut(weights[piece.source, piece.layer], model).to(dtype).contiguous() for piece in wanted}
+    return Exported(output, source.path, source.state.step, written.parameters, written.bytes, written.files, parity)

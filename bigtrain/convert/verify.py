@@ -3,7 +3,7 @@
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.convert.own_model import own_model
+from bigtrain.convert.parity import Agreement, Parity
 from bigtrain.convert.source import model_config, run_config
 from bigtrain.data.shards import check_tokenizer, open_dataset
 from bigtrain.data.tokenizer import Tokenizer
@@ -32,58 +33,6 @@ PARITY = "parity.json"
 SEQUENCES = 4
 SEQUENCE_LENGTH = 256
 _DOCUMENT_CHARACTERS = 20_000
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How one model's logits compare with another's; `largest_…` over everything, the others means."""
-
-    largest_difference: float
-    mean_difference: float
-    largest_logit: float
-    """Of the reference, in absolute value."""
-    kl_divergence: float
-    """KL(reference || other) of the next token's distribution, in nats, mean over positions."""
-    greedy_agreement: float
-    """Share of positions at which both hold the same token for the likeliest."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The certificate that lies beside the weights."""
-
-    checkpoint: str
-    step: int
-    text: str
-    """Where the text comes from."""
-    tokens: int
-    """Compared positions, each with the logits of the whole vocabulary."""
-    tolerance: float
-    """Largest difference that was allowed: `TOLERANCE` times the largest logit (or 1)."""
-    float32: Agreement
-    """Both models compute in float32 with the saved weights: this must agree within the tolerance."""
-    as_saved: Agreement
-    """`transformers` computes in the saved type, against the trained float32 weights: what saving in
-    that type costs."""
-    dtype: str
-    """The saved type."""
-    transformers: str
-    """Its version."""
-
-    def describe(self) -> str:
-        """The result in a line."""
-        line = (
-            f"verified on {self.tokens} tokens of {self.text}: largest difference of a logit "
-            f"{self.float32.largest_difference:.2e} (allowed {self.tolerance:.2e}, largest logit "
-            f"{self.float32.largest_logit:.3g}), greedy agreement {self.float32.greedy_agreement:.2%}"
-        )
-        if self.dtype == "float32":
-            return line
-        saved = self.as_saved
-        return (
-            f"{line}; in {self.dtype} {saved.largest_difference:.2e}, greedy agreement {saved.greedy_agreement:.2%}, "
-            f"KL divergence {saved.kl_divergence:.2e} nats"
-        )
 
 
 def verify_export(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, text: Path | None = None) -> Parity:

@@ -1,5 +1,6 @@
 """The export against `transformers`' own models, whose weights went into the checkpoint by another map."""
 
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from random_models import SHAPES, megatron_weights, model_section, random_llama,
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bigtrain.convert import llama, to_hf
+from bigtrain.convert import export, llama
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import CheckpointError, ConversionError, DataError, UserError
 
@@ -60,7 +61,7 @@ def test_the_type_is_the_one_asked_for(make_run: Callable[..., Path], tmp_path: 
 def test_large_models_are_cut_into_files_with_an_index(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_hf, "FILE_BYTES", 100_000)
+    monkeypatch.setattr(export, "FILE_BYTES", 100_000)
     model = random_llama()
     made = convert_to_hf(make_run(model), tmp_path / "out")
     files = sorted(tmp_path.glob("out/*.safetensors"))
@@ -239,3 +240,15 @@ def test_a_tokenizer_that_is_not_the_models(
     refused(ConversionError, "other.model is not the tokenizer", run, tmp_path / "out", tokenizer=other)
     (run / "tokenizer" / "tokenizer.model").write_bytes(b"junk")
     refused(DataError, "not a SentencePiece model", run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [60_000, 10_000, 200])
+def test_a_disk_that_is_full(size: int, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Files may not grow beyond `size` bytes: the weights' does, or the tokenizer's, or the configuration's."""
+    run = make_run(random_llama())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        refused(ConversionError, r"out cannot be written: .*File too large", run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -25,7 +25,7 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """As from a terminal: no trace of this process's own settings."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
     environment = {**kept, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

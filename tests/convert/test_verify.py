@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from random_models import LIBRARY, SHAPES, random_llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bigtrain.config import ModelConfig
 from bigtrain.convert import llama
 from bigtrain.convert.mapping import gate_rows, key_rows, query_rows, up_rows, value_rows
 from bigtrain.convert.source import find_checkpoint
@@ -96,6 +98,11 @@ def test_the_text_is_the_runs_held_out_data(
     assert (parity.text, parity.float32.greedy_agreement) == (str(held_out), 1.0)
 
 
+def turned(rows: Callable[[ModelConfig], np.ndarray]) -> Callable[[ModelConfig], np.ndarray]:
+    """Each head of 12 in the other rotary layout: pairs of neighbours in place of halves."""
+    return lambda model: rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
+
+
 WRONG_MAPS = {
     "key and value": {
         "decoder.layers.self_attention.linear_qkv.weight": {
@@ -106,7 +113,7 @@ WRONG_MAPS = {
     },
     "queries not by groups": {
         "decoder.layers.self_attention.linear_qkv.weight": {
-            "model.layers.{}.self_attn.q_proj.weight": lambda model: torch.arange(48),
+            "model.layers.{}.self_attn.q_proj.weight": lambda model: np.arange(48),
             "model.layers.{}.self_attn.k_proj.weight": key_rows,
             "model.layers.{}.self_attn.v_proj.weight": value_rows,
         }
@@ -127,8 +134,12 @@ WRONG_MAPS = {
     },
     "heads turned": {
         "decoder.layers.self_attention.linear_qkv.weight": {
-            "model.layers.{}.self_attn.q_proj.weight": lambda model: query_rows(model).view(-1, 2, 6).mT.flatten(),
-            "model.layers.{}.self_attn.k_proj.weight": lambda model: key_rows(model).view(-1, 2, 6).mT.flatten(),
+            "model.layers.{}.self_attn.q_proj.weight": lambda model: (
+                query_rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
+            ),
+            "model.layers.{}.self_attn.k_proj.weight": lambda model: (
+                key_rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
+            ),
             "model.layers.{}.self_attn.v_proj.weight": value_rows,
         }
     },
