@@ -195,9 +195,8 @@ def test_training_is_silent(sources: list[str], tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_text_of_one_endless_line_is_trained_on(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(
-        train_sentencepiece(["ab" * 5_000 + "gelegentlich,zuweilen;" * 5_000], tmp_path / "a.model", 290)
-    )
+    text = "ab" * 5_000 + "gelegentlich,zuweilen;" * 5_000
+    tokenizer = load_tokenizer(train_sentencepiece([text], tmp_path / "a.model", 300))
     assert len(tokenizer.encode("gelegentlich")) == 1
 
 
