@@ -38,7 +38,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line above the live one."""
         if self._shown:
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         if self._live is not None:
