@@ -1,0 +1,108 @@
+"""Two processes in every layout begin with the weights of one, and give back bit for bit what one has saved."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from bigtrain.checkpoint import store
+from bigtrain.checkpoint.catalog import TrainingState
+from bigtrain.config import Config, to_yaml
+from bigtrain.launch.environment import World
+from bigtrain.launch.local import run_workers
+from bigtrain.parallel.engine import Engine
+from bigtrain.parallel.topology import Layout
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from bigtrain.checkpoint import catalog, store
+from bigtrain.config import load_config
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+
+folder = Path(sys.argv[1])
+for case in json.loads((folder / "cases.json").read_text()):
+    config = load_config(folder / "run.yaml", case["words"])
+    engine = Engine(config, topology.start_processes(config))
+    state = catalog.TrainingState(0, 0, 0)
+    store.save(folder / case["name"] / "initial", engine, state, {}, keep_last=0)
+    store.load(catalog.read(Path(case["trained"])), engine)
+    store.save(folder / case["name"] / "again", engine, state, {}, keep_last=0)
+    engine.close()
+topology.stop_processes()
+"""
+MODELS = {
+    "tied": ["model.tie_word_embeddings=true", "model.linear_bias=true", "model.normalization=layernorm"],
+    "untied": ["model.position_embedding=learned", "model.gated_mlp=false"],
+}
+LAYOUTS = {
+    "tensor": ["parallel.tensor=2"],
+    "sequence": ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=3"],
+    "pipeline": ["parallel.pipeline=2"],
+    "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.zero_stage=2"],
+    "pipeline-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
+    **{f"data-zero{stage}": [f"parallel.zero_stage={stage}"] for stage in range(4)},
+    "data-offload": ["parallel.zero_stage=2", "parallel.offload=optimizer"],
+}
+CASES = [*(("tied", layout) for layout in LAYOUTS), ("untied", "tensor"), ("untied", "pipeline")]
+
+
+def plainly(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the only checkpoint in a folder, by torch's own reader and no process group."""
+    path = next(folder.glob("step-*"))
+    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.full(entry.size, torch.nan) for name, entry in stored.items()}
+    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Callable[..., Config], world: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process had at first and after a step, and what two made of it in every case."""
+    from bigtrain.data.loader import Batch
+
+    folder = tmp_path_factory.mktemp("layouts")
+    (folder / "run.yaml").write_text(to_yaml(tiny("model.num_hidden_layers=4")))
+    tokens = torch.arange(68).view(4, 17) * 7 % 512
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
+    trained = {}
+    for name, words in MODELS.items():
+        engine = Engine(tiny("model.num_hidden_layers=4", *words), replace(world, zero_stage=1))
+        store.save(folder / name / "initial", engine, TrainingState(0, 0, 0), {}, keep_last=0)
+        engine.train_step([batch], 64, 1e-2, 0)
+        trained[name] = store.save(folder / name / "trained", engine, TrainingState(1, 4, 64), {}, keep_last=0)
+        engine.close()
+    cases = [
+        {"name": f"{model}-{layout}", "words": MODELS[model] + LAYOUTS[layout], "trained": str(trained[model])}
+        for model, layout in CASES
+    ]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    (folder / "worker.py").write_text(WORKER)
+    command = [sys.executable, str(folder / "worker.py"), str(folder)]
+    assert run_workers(command, World(2), log_dir=folder / "logs") == 0
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("model", "layout"), CASES)
+@pytest.mark.parametrize(("here", "there"), [("initial", "initial"), ("trained", "again")])
+def test_two_processes_hold_what_one_does(model: str, layout: str, here: str, there: str, folder: Path) -> None:
+    one, two = plainly(folder / model / here), plainly(folder / f"{model}-{layout}" / there)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.distributed
+def test_each_process_writes_its_part(folder: Path) -> None:
+    """Of what both hold, too: with ZeRO-0 neither writes everything."""
+    for stage in range(4):
+        files = (folder / f"tied-data-zero{stage}" / "again" / "step-00000000").glob("*.distcp")
+        sizes = sorted(path.stat().st_size for path in files)
+        assert len(sizes) == 2
+        assert sizes[0] > 0.7 * sizes[1], f"stage {stage}"
