@@ -20,7 +20,7 @@ def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Rectan
         return
     row = math.prod(shape[1:])
     first, last = start // row, (stop - 1) // row
-    if first == last and (start % row or stop % row):
+    if first == last:
         yield from _within(shape, first, start, stop)
         return
     first_whole, after_whole = -(-start // row), stop // row

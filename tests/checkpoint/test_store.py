@@ -170,6 +170,21 @@ def test_a_step_can_be_saved_again(trained: Engine, folder: Path) -> None:
     assert not (folder / "step-00000001" / "rubbish").exists()
 
 
+def test_a_removal_cut_short_leaves_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dying after the first file is gone, whichever it is."""
+
+    def die(path: Path) -> None:
+        next(path.glob("*.distcp")).unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.prune(folder, keep_last=1)
+    monkeypatch.undo()
+    shutil.rmtree(folder / "step-00000002")
+    assert catalog.newest(folder) is None
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     assert catalog.newest(tmp_path) is None
     assert catalog.newest(tmp_path / "none") is None
