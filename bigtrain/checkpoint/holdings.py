@@ -80,8 +80,10 @@ def finish_load(engine: Engine, step: int) -> None:
         state["step"].fill_(step)
     optimizer = engine.zero.optimizer
     if engine.layout.zero_stage == 3:
+        optimizer.checkpoint_event_prologue()  # lets go of what is held whole, which is of before the load ...
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()  # ... and gathers the small parameters that stay whole
     else:
         optimizer.update_lp_params()
 

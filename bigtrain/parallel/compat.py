@@ -104,7 +104,9 @@ def _check_zero3_over_data_parallel_group() -> None:
 
     def assert_same_in_group(ints: list[int]) -> None:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        mine = torch.tensor([len(ints), hash(tuple(ints)) & 0x7FFFFFFF], device=device())
+        base = min(ints, default=0)  # ids count on from engines that this process had before
+        relative = tuple(value - base for value in ints)
+        mine = torch.tensor([len(ints), hash(relative) & 0x7FFFFFFF], device=device())
         first = mine.clone()
         dist.broadcast(first, dist.get_global_rank(group, 0), group=group)
         if not torch.equal(first, mine):

@@ -6,6 +6,7 @@ gradients of parameters that several model-parallel processes hold a copy of.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,13 +69,27 @@ class Engine:
             seed_step(self.config.training.seed, step, self.layout)
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
-        with self.zero.coalesce_grad_reduction():
+        with self._one_reduction():
             losses = self._run(batches, targets / (self.layout.data * len(batches)), forward_only=False)
             self._reduce_shared()
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
         return StepResult(self._sum_over_world(losses) / targets, grad_norm)
+
+    @contextmanager
+    def _one_reduction(self) -> Iterator[None]:
+        """DeepSpeed's reduction of the step's gradients at the end of the block, unless the block fails.
+
+        DeepSpeed would reduce even then, and wait for ever for peers that have not failed.
+        """
+        with self.zero.coalesce_grad_reduction():
+            try:
+                yield
+            except BaseException:
+                self.zero._flush_coalesced_reduction_zero12 = lambda _: None
+                self.zero._flush_coalesced_reduction_zero3 = lambda _: None
+                raise
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
