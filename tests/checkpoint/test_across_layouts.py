@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from bigtrain.checkpoint import store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, to_yaml
+from bigtrain.data.loader import Batch
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 from bigtrain.parallel.engine import Engine
@@ -21,22 +22,31 @@ from bigtrain.parallel.topology import Layout
 WORKER = """
 import json, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_across_layouts import STATE, a_batch
 from bigtrain.checkpoint import catalog, store
 from bigtrain.config import load_config
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
-folder = Path(sys.argv[1])
+folder, losses = Path(sys.argv[1]), {}
 for case in json.loads((folder / "cases.json").read_text()):
-    config = load_config(folder / "run.yaml", case["words"])
+    name, config = case["name"], load_config(folder / "run.yaml", case["words"])
     engine = Engine(config, topology.start_processes(config))
-    state = catalog.TrainingState(0, 0, 0)
-    store.save(folder / case["name"] / "initial", engine, state, {}, keep_last=0)
-    store.load(catalog.read(Path(case["trained"])), engine)
-    store.save(folder / case["name"] / "again", engine, state, {}, keep_last=0)
+    store.save(folder / name / "initial", engine, STATE, {}, keep_last=0)
+    losses[name] = []
+    for _ in range(2):  # into a new engine, and into one that has gone on
+        store.load(catalog.read(Path(case["trained"])), engine)
+        losses[name].append(float(engine.evaluate(a_batch())) / engine.layout.data)
+        if len(losses[name]) == 1:
+            engine.train_step(a_batch(), 64 * engine.layout.data, 0.1, 0)
+    store.save(folder / name / "again", engine, STATE, {}, keep_last=0)
     engine.close()
+if topology.is_first_rank():
+    (folder / "losses.json").write_text(json.dumps(losses))
 topology.stop_processes()
 """
+STATE = TrainingState(0, 0, 0)
 MODELS = {
     "tied": ["model.tie_word_embeddings=true", "model.linear_bias=true", "model.normalization=layernorm"],
     "untied": ["model.position_embedding=learned", "model.gated_mlp=false"],
@@ -53,6 +63,12 @@ LAYOUTS = {
 CASES = [*(("tied", layout) for layout in LAYOUTS), ("untied", "tensor"), ("untied", "pipeline")]
 
 
+def a_batch() -> list[Batch]:
+    """Two micro-batches: an interleaved pipeline takes no fewer."""
+    tokens, positions = torch.arange(68).view(4, 17) * 7 % 512, torch.arange(16).expand(2, -1)
+    return [Batch(part[:, :-1], part[:, 1:], torch.ones(2, 16), positions) for part in tokens.split(2)]
+
+
 def plainly(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the only checkpoint in a folder, by torch's own reader and no process group."""
     path = next(folder.glob("step-*"))
@@ -65,26 +81,24 @@ def plainly(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def folder(tiny: Callable[..., Config], world: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process had at first and after a step, and what two made of it in every case."""
-    from bigtrain.data.loader import Batch
-
     folder = tmp_path_factory.mktemp("layouts")
     (folder / "run.yaml").write_text(to_yaml(tiny("model.num_hidden_layers=4")))
-    tokens = torch.arange(68).view(4, 17) * 7 % 512
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
-    trained = {}
+    trained, losses = {}, {}
     for name, words in MODELS.items():
         engine = Engine(tiny("model.num_hidden_layers=4", *words), replace(world, zero_stage=1))
-        store.save(folder / name / "initial", engine, TrainingState(0, 0, 0), {}, keep_last=0)
-        engine.train_step([batch], 64, 1e-2, 0)
-        trained[name] = store.save(folder / name / "trained", engine, TrainingState(1, 4, 64), {}, keep_last=0)
+        store.save(folder / name / "initial", engine, STATE, {}, keep_last=0)
+        engine.train_step(a_batch(), 64, 1e-2, 0)
+        trained[name] = store.save(folder / name / "trained", engine, STATE, {}, keep_last=0)
+        losses[name] = float(engine.evaluate(a_batch()))
         engine.close()
+    (folder / "losses-of-one.json").write_text(json.dumps(losses))
     cases = [
         {"name": f"{model}-{layout}", "words": MODELS[model] + LAYOUTS[layout], "trained": str(trained[model])}
         for model, layout in CASES
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
     (folder / "worker.py").write_text(WORKER)
-    command = [sys.executable, str(folder / "worker.py"), str(folder)]
+    command = [sys.executable, str(folder / "worker.py"), str(folder), str(Path(__file__).parent)]
     assert run_workers(command, World(2), log_dir=folder / "logs") == 0
     return folder
 
@@ -96,6 +110,16 @@ def test_two_processes_hold_what_one_does(model: str, layout: str, here: str, th
     one, two = plainly(folder / model / here), plainly(folder / f"{model}-{layout}" / there)
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_the_forward_pass_uses_what_was_loaded(model: str, layout: str, folder: Path) -> None:
+    """Also where weights of another step were in use before."""
+    expected = json.loads((folder / "losses-of-one.json").read_text())[model]
+    new, gone_on = json.loads((folder / "losses.json").read_text())[f"{model}-{layout}"]
+    assert new == pytest.approx(expected, rel=1e-6)
+    assert gone_on == new
 
 
 @pytest.mark.distributed

@@ -185,7 +185,9 @@ def test_a_removal_cut_short_leaves_no_checkpoint(folder: Path, monkeypatch: pyt
     assert catalog.newest(folder) is None
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_nothing_there(original: Path, tmp_path: Path) -> None:
+    """Neither in a folder with a save that ended just before its rename."""
+    shutil.copytree(original, tmp_path / ".step-00000002.writing")
     assert catalog.newest(tmp_path) is None
     assert catalog.newest(tmp_path / "none") is None
 
