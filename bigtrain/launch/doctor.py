@@ -4,7 +4,6 @@ Nothing is started, nothing is compiled, and no network is asked.
 """
 
 import importlib.util
-import netrc
 import os
 import platform
 import re
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bigtrain import __version__
+from bigtrain.training.dashboard import logged_in
 
 _LIBRARIES = {  # distribution: what it is for
     "megatron-core": "splits the model",
@@ -125,20 +124,9 @@ def _wandb() -> Finding:
     found = _version("wandb")
     if found is None:
         return _missing("wandb", "dashboards")
-    if _wandb_key():
+    if logged_in():
         return Finding("wandb", found, True, "logged in: runs are online")
     return Finding("wandb", found, True, "not logged in: runs are written offline into their folder")
-
-
-def _wandb_key() -> bool:
-    """Whether there is a key, in the environment or where `wandb login` leaves it. (wandb is slow to import.)"""
-    if "WANDB_API_KEY" in os.environ:
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _slurm() -> Finding:

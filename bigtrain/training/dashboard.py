@@ -1,8 +1,11 @@
 """Weights & Biases: one run, from rank 0, under the same id however often it is resumed."""
 
+import netrc
+import os
 import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bigtrain.config import Config
 
@@ -18,7 +21,7 @@ class Dashboard:
 
         mode = config.logging.wandb
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
+            mode = "online" if logged_in() else "offline"
         self._run = wandb.init(
             project=config.logging.wandb_project,
             entity=config.logging.wandb_entity,
@@ -48,3 +51,14 @@ def _run_id(output_dir: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(secrets.token_hex(4))
     return path.read_text()
+
+
+def logged_in() -> bool:
+    """Whether W&B has a key, in the environment or where `wandb login` leaves it."""
+    if "WANDB_API_KEY" in os.environ:
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
