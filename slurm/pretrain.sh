@@ -27,7 +27,7 @@
 ##SBATCH --account=... --partition=... --time=24:00:00
 ##SBATCH --gpus-per-node=8 --exclusive --mem=0       (whole nodes)
 ##SBATCH --gpus-per-node=2 --cpus-per-task=16 --mem=128G       (a part of one)
-# and before the run starts, for instance in a file that calls this one:
+# and before sbatch, whose environment travels along, or below in a copy of this file:
 #   module load ...; export NCCL_SOCKET_IFNAME=... (the fast network's interface)
 
 set -euo pipefail
