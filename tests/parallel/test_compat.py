@@ -12,6 +12,7 @@ import pytest
 
 PROGRAM = """
 import json, sys
+from pathlib import Path
 import bigtrain.training.pretrain
 from bigtrain.config import load_config
 from bigtrain.parallel import compat, topology
@@ -19,17 +20,22 @@ from bigtrain.parallel.engine import Engine
 import torch
 from bigtrain.data.loader import Batch
 
-config = load_config(sys.argv[1])
-layout = topology.start_processes(config)
-compat.install()  # a second time: changes nothing
+from bigtrain.checkpoint import catalog, store
+
+compat.install()
 
 import deepspeed, megatron.core.pipeline_parallel.schedules as schedules
 from megatron.core.tensor_parallel import random
 tokens = torch.arange(68).view(4, 17)
 batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
-engine = Engine(config, layout)
-result = engine.train_step([batch], 64, 1e-3, 0)
-engine.close()
+for stage in range(4):
+    config = load_config(sys.argv[1], [f"parallel.zero_stage={stage}"])
+    engine = Engine(config, topology.start_processes(config))
+    result = engine.train_step([batch], 64, 1e-3, 0)
+    engine.evaluate([batch])
+    path = store.save(Path(sys.argv[3]), engine, catalog.TrainingState(stage, 0, 0), {}, keep_last=1)
+    store.load(catalog.read(path), engine)
+    engine.close()
 topology.stop_processes()
 state = random._get_cuda_rng_state()
 drawn = torch.randn(3)
@@ -44,13 +50,13 @@ found = {
     "random_state_comes_back": torch.equal(drawn, torch.randn(3)),
     "loss": float(result.loss),
 }
-open(sys.argv[2], "w").write(json.dumps(found))
+Path(sys.argv[2]).write_text(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A first training step by a user with an empty home, no compiler and no settings: (home, process, what it saw)."""
+    """First steps of a user with an empty home, no compiler and no settings: (home, process, what it saw)."""
     home = tmp_path_factory.mktemp("home")
     (home / "bin").mkdir()
     config = Path(__file__).parents[2] / "configs/models/tiny-llama.yaml"
@@ -60,7 +66,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "training: {output_dir: x, steps: 1, global_batch_size: 4, micro_batch_size: 4, sequence_length: 16}\n"
     )
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, home / "run.yaml", home / "found.json"],
+        [sys.executable, "-c", PROGRAM, home / "run.yaml", home / "found.json", home / "checkpoints"],
         env={"HOME": str(home), "PATH": str(home / "bin")},
         capture_output=True,
         text=True,
