@@ -139,11 +139,11 @@ def test_equals_plain_pytorch(case: tuple[int, bool, dict[str, Any]], histories:
 
 
 def test_the_oracle_notices_a_wrong_gradient(oracle: Any, dataset: Path) -> None:
-    """A loss of the right value with one weight frozen is caught by the gradient norm at the first step."""
+    """One norm of nine with a gradient a tenth too small, under the right loss, is caught at the first step."""
     tokens = plain.read_tokens(dataset / "train")
     model = plain.llama(512, True)
     model.model.layers[0].input_layernorm.weight.register_hook(lambda gradient: gradient * 0.9)
     wrong = plain.train_plainly(model, tokens, RECIPE, 2)
     reference, _ = oracle[True]
     assert wrong[0][0] == reference[0][0]
-    assert differences(wrong, reference)[0] > 10 * FIRST_STEP
+    assert differences(wrong, reference)[0] > FIRST_STEP
