@@ -26,7 +26,6 @@ _LIBRARIES = {  # distribution: what it is for
     "sentencepiece": "tokenizers from .model files",
     "tokenizers": "tokenizers from tokenizer.json",
     "transformers": "Hugging Face models in and out",
-    "submitit": "submits Slurm jobs from Python",
 }
 _KERNELS = {  # (distribution, module): what is used in its place
     ("transformer-engine", "transformer_engine"): "Megatron-core's own layers on PyTorch's matrix products are used",

@@ -209,7 +209,7 @@ def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
 
 
 def _group_of_one() -> dist.ProcessGroup:
-    return dist.new_subgroups(1)[0]
+    return dist.new_group([dist.get_rank()], use_local_synchronization=True)
 
 
 def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None:
