@@ -61,7 +61,7 @@ define install
 	  { echo '$(1) cannot make environments; on Debian: apt-get install -y python3-venv' >&2; exit 1; }
 	$(1) -m venv $(2)
 	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(2)/bin/python -m pip install -q --no-compile -c $(3) -e '.[dev]'
-	@$(2)/bin/python -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' $(2)/lib || true
+	@$(2)/bin/python -W ignore -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' $(2)/lib || true
 	touch $@
 endef
 
