@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -281,11 +280,17 @@ def run_alone(side: str) -> int:
 
 def memory_growth(config: Config, side: str) -> int:
     """Bytes that this process holds at most while it builds the model and takes three steps, above those before."""
-    before = psutil.Process().memory_info().rss
+    before = resident_bytes("VmRSS")
     step = bigtrain_step(config, None) if side == "bigtrain" else plain_step(config, plain_model(config))
     for number in range(3):
         step(draw_batches(config, number), number)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(name: str) -> int:
+    """VmRSS (now) or VmHWM (at most) of this process; `getrusage` would count the most its parent ever held as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":
