@@ -74,7 +74,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 def dump(tree: Mapping[str, Any]) -> str:
     """YAML text that reads back as `tree`, here and with any YAML reader."""
-    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False)
 
 
 def file_layers(path: Path) -> list[Layer]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bigtrain.config import Config, load_config, parse_config, to_yaml
@@ -142,6 +142,7 @@ def test_to_yaml_spells_out_every_default_and_reads_back(tmp_path: Path, sound: 
 
 
 @settings(deadline=None)
+@example(text="\x85")  # which PyYAML loses where it writes non-ASCII text as it is
 @given(text=st.one_of(st.text(min_size=1), st.from_regex(r"[-+0-9._eE:]{1,8}", fullmatch=True)))
 def test_any_text_survives_writing_and_reading(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
