@@ -50,6 +50,8 @@ class TokenizerType(StrEnum):
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+Pattern = Annotated[str, typer.Option(help="File names to take from folders.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Such as parallel.tensor=2.")]
 
 
@@ -118,8 +120,8 @@ def tokenizer_train(
     inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text.")],
     output: Annotated[Path, typer.Option(help="The SentencePiece model to write (.model).")],
     vocab_size: Annotated[int, typer.Option(help="Pieces.")],
-    pattern: Annotated[str, typer.Option(help="File names to take from folders.")] = "*",
-    exclude: Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")] = None,
+    pattern: Pattern = "*",
+    exclude: Exclude = None,
     model_type: Annotated[TokenizerType, typer.Option(help="Kind of model.")] = TokenizerType.bpe,
     sample_megabytes: Annotated[float, typer.Option(help="Text to learn from, taken from all over it.")] = 8,
     validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out.")] = 0.0,
@@ -144,8 +146,8 @@ def data_prepare(
     inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text or JSON lines.")],
     output: Annotated[Path, typer.Option(help="Folder to make: OUTPUT/train, OUTPUT/validation.")],
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece model or tokenizer.json.")],
-    pattern: Annotated[str, typer.Option(help="File names to take from folders.")] = "*",
-    exclude: Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")] = None,
+    pattern: Pattern = "*",
+    exclude: Exclude = None,
     text_key: Annotated[str, typer.Option(help="Field of a JSON line that holds the text.")] = "text",
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,

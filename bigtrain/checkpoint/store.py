@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import FORMAT_VERSION, Checkpoint, TrainingState, prune, publish
 from bigtrain.checkpoint.holdings import adam_step, finish_load, holdings
 from bigtrain.checkpoint.planners import LoadPlanner, SavePlanner, state_dict
 from bigtrain.errors import CheckpointError
+from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
@@ -31,26 +31,26 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
     """
     final = folder / f"step-{state.step:08d}"
     aside = folder / f".step-{state.step:08d}.writing"
-    if engine.layout.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    dist.barrier()
+    with topology.together():
+        if engine.layout.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
     held = holdings(engine, to_save=True)
     writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
     dcp.save(state_dict(held), storage_writer=writer, planner=SavePlanner(held))
-    if engine.layout.rank == 0:
-        marker = {
-            "format_version": FORMAT_VERSION,
-            **asdict(state),
-            "adam_step": adam_step(engine),
-            "model": engine.config.model.model_dump(mode="json"),
-            "layout": engine.layout.describe(),
-            "data": dict(data),
-            "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
-        }
-        publish(folder, aside, final, marker)
-        prune(folder, keep_last)
-    dist.barrier()
+    with topology.together():
+        if engine.layout.rank == 0:
+            marker = {
+                "format_version": FORMAT_VERSION,
+                **asdict(state),
+                "adam_step": adam_step(engine),
+                "model": engine.config.model.model_dump(mode="json"),
+                "layout": engine.layout.describe(),
+                "data": dict(data),
+                "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
+            }
+            publish(folder, aside, final, marker)
+            prune(folder, keep_last)
     return final
 
 

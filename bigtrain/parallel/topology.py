@@ -6,6 +6,9 @@ order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
 
 import datetime
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from bigtrain.config import Config
-from bigtrain.errors import UserError
+from bigtrain.errors import BigTrainError, UserError
 from bigtrain.parallel import compat
 
 
@@ -119,16 +122,31 @@ def sum_over_data(count: int) -> int:
     return int(total)
 
 
-def raise_together(error: UserError | None) -> None:
-    """Raise on every rank what rank 0 met, if it met anything.
+@contextmanager
+def together() -> Iterator[None]:
+    """Let an error that one rank meets in the block end it on all, so that none waits for the one that left.
 
     Raises:
-        UserError: `error` of rank 0.
+        UserError: What a rank met, the same on all.
+        Exception: What this rank met, where that is not the user's mistake.
+        BigTrainError: With the traceback of the rank that met it.
     """
-    shared = [error]
-    dist.broadcast_object_list(shared, src=0, group=_control())
-    if shared[0] is not None:
-        raise shared[0]
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as met:
+        error = met
+    if any_rank(error is not None):
+        raise _shared(error)
+
+
+def _shared(error: Exception | None) -> Exception:
+    """The error of the lowest rank that met one, for all ranks."""
+    told: list[UserError | str | None] = [None] * dist.get_world_size()
+    mine = error if error is None or isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    dist.all_gather_object(told, mine, group=_control())
+    rank, first = next((rank, met) for rank, met in enumerate(told) if met is not None)
+    return first if isinstance(first, UserError) else error or BigTrainError(f"rank {rank} failed:\n{first}")
 
 
 def stop_processes() -> None:

@@ -20,7 +20,7 @@ class History:
     name: str
     config: Config
     train: list[dict[str, Any]]
-    """One a logged step, in order, never empty."""
+    """One a logged step whose loss was finite, in order, never empty."""
     validation: list[dict[str, Any]]
     events: list[dict[str, Any]]
 
@@ -40,10 +40,10 @@ def read_history(run: Path) -> History:
         raise UserError(f"{run} is not a run's folder: it has no config.yaml")
     config = load_config(run / "config.yaml")
     metrics = list(_rows(run / METRICS, ("step",)))
-    train = sorted((row for row in metrics if "loss" in row), key=lambda row: row["step"])
+    train = sorted((row for row in metrics if row.get("loss") is not None), key=lambda row: row["step"])
     if not train:
         raise UserError(f"{run / METRICS}: no step yet")
-    validation = sorted((row for row in metrics if "validation_loss" in row), key=lambda row: row["step"])
+    validation = sorted((row for row in metrics if row.get("validation_loss") is not None), key=lambda row: row["step"])
     name = config.logging.run_name or run.resolve().name
     return History(name, config, train, validation, list(_rows(run / EVENTS, ("step", "event"))))
 

@@ -33,11 +33,13 @@ class Dashboard:
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off"),
         )
+        # W&B drops rows whose own step number it has seen; a run resumed after a crash does some steps again.
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Send a row of metrics at its step."""
+        """Send a row of metrics; every chart is drawn over its `step`."""
         if self._run is not None:
-            self._run.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=row["step"])
+            self._run.log({k: v for k, v in row.items() if v is not None})
 
     def close(self, exit_code: int) -> None:
         """Write out what is pending."""

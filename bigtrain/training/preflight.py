@@ -16,6 +16,9 @@ from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import CheckpointError, ConfigError, DataError
 
+_CHANGEABLE = {"hidden_dropout", "attention_dropout", "initializer_range"}
+"""Options of the model that may be changed midway: the weights mean the same."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -107,7 +110,9 @@ def _checkpoint(config: Config, identity: dict[str, Any]) -> catalog.Checkpoint 
             f"{folder} holds checkpoints of an earlier run and checkpoint.resume is false; "
             "set it to true, or choose another training.output_dir"
         )
-    _same(found, "model", found.model, config.model.model_dump(mode="json"))
+    defaults = {name: field.default for name, field in type(config.model).model_fields.items()}  # of newer options
+    model = config.model.model_dump(mode="json", exclude=_CHANGEABLE)
+    _same(found, "model", {**defaults, **found.model}, model)
     _same(found, "data", found.data, identity)
     if found.state.step > config.training.steps:
         raise CheckpointError(

@@ -54,14 +54,13 @@ def pretrain(config: Config) -> int:
 
 def _inputs(config: Config, layout: Layout) -> Inputs:
     """Rank 0 checks first and for all, so that one mistake is one message."""
-    error = None
-    if layout.rank == 0:
-        try:
+    with topology.together():
+        if layout.rank == 0:
             inputs = preflight(config)
-        except UserError as found:
-            error = found
-    topology.raise_together(error)
-    return inputs if layout.rank == 0 else open_inputs(config)
+    with topology.together():
+        if layout.rank > 0:
+            inputs = open_inputs(config)
+    return inputs
 
 
 def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) -> Run:

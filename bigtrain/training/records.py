@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -14,10 +15,14 @@ EVENTS = "events.jsonl"
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON object as a line, whole and at once; a line that a crash cut short makes way for it."""
+    """Add one JSON object as a line, whole and at once; a line that a crash cut short makes way for it.
+
+    JSON has no NaN and no infinity: they become null.
+    """
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     with path.open("ab+") as file:
         _drop_cut_line(file)
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def _drop_cut_line(file: BinaryIO) -> None:

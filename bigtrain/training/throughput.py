@@ -1,7 +1,7 @@
 """How fast, how well used, how much memory."""
 
 import re
-import resource
+from pathlib import Path
 
 import torch
 
@@ -53,4 +53,7 @@ def peak_memory_bytes() -> int:
     """The most memory this process has used: on its GPU, or of the machine where there is none."""
     if compat.use_gpu():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`: a process inherits that of its parent.
+    most = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert most, "Linux tells it"
+    return int(most[1]) * 1024

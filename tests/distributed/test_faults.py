@@ -1,4 +1,4 @@
-"""A rank that fails in the middle of a step ends the whole run with its own traceback, and never hangs it."""
+"""A rank that fails ends the whole run with its own traceback, and never hangs it."""
 
 import sys
 import time
@@ -14,10 +14,20 @@ pytestmark = pytest.mark.distributed
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_an_exception_on_one_rank_ends_all(zero_stage: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    script = Path(__file__).with_name("fail_in_a_step.py")
+    script = Path(__file__).with_name("failing.py")
     began = time.monotonic()
-    exit_code = run_workers([sys.executable, str(script), str(zero_stage)], World(2), log_dir=tmp_path)
+    exit_code = run_workers([sys.executable, str(script), "step", str(zero_stage)], World(2), log_dir=tmp_path)
     assert exit_code != 0
     assert time.monotonic() - began < 300, "gloo alone would wait for half an hour"
     assert "IndexError" in (tmp_path / "rank-00001.log").read_text()
     assert "rank 1" in capfd.readouterr().err
+
+
+def test_a_save_that_fails_on_the_first_rank_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).with_name("failing.py")
+    no_folder = tmp_path / "checkpoints"
+    no_folder.write_text("")
+    began = time.monotonic()
+    assert run_workers([sys.executable, str(script), "save", str(no_folder)], World(2), log_dir=tmp_path) != 0
+    assert time.monotonic() - began < 300
+    assert f"NotADirectoryError: [Errno 20] Not a directory: '{no_folder}/" in capfd.readouterr().err

@@ -51,9 +51,12 @@ def test_agreements_of_one(world: Layout) -> None:
     assert topology.any_rank(True)
     assert not topology.any_rank(False)
     assert topology.sum_over_data(7) == 7
-    topology.raise_together(None)
-    with pytest.raises(DataError, match="the shard"):
-        topology.raise_together(DataError("the shard"))
+    with topology.together():
+        pass
+    with pytest.raises(DataError, match="the shard"), topology.together():
+        raise DataError("the shard")
+    with pytest.raises(ZeroDivisionError), topology.together():
+        1 / 0  # noqa: B018
 
 
 def test_deepspeed_finds_its_groups(world: Layout) -> None:
@@ -103,10 +106,13 @@ for axis in ("tensor", "pipeline", "data"):
         "shared_random": torch.rand(()).item(),
         "own_random": own,
     }
-try:
-    topology.raise_together(DataError("what rank 0 met") if layout.rank == 0 else None)
-except DataError as error:
-    seen["error"] = str(error)
+for name, rank, met in (("user", 1, DataError("what rank 1 met")), ("fault", 0, OSError("disk full"))):
+    try:
+        with topology.together():
+            if layout.rank == rank:
+                raise met
+    except Exception as error:
+        seen[name] = [type(error).__name__, str(error)]
 Path(sys.argv[2], f"{layout.rank}.json").write_text(json.dumps(seen))
 topology.stop_processes()
 """
@@ -133,4 +139,9 @@ def test_two_processes_know_their_places_and_agree(tiny: Callable[..., Config], 
     assert [second[axis]["sum"] for axis in ("tensor", "pipeline", "data")] == [11, 11, 21]
     assert first["tensor"]["shared_random"] == second["tensor"]["shared_random"], "whole rows are dropped alike"
     assert first["data"]["shared_random"] != second["data"]["shared_random"]
-    assert first["error"] == second["error"] == "what rank 0 met"
+    assert first["user"] == second["user"] == ["DataError", "what rank 1 met"]
+    assert first["fault"] == ["OSError", "disk full"]
+    kind, message = second["fault"]
+    assert kind == "BigTrainError"
+    assert message.startswith("rank 0 failed:\nTraceback")
+    assert "OSError: disk full" in message

@@ -1,5 +1,6 @@
 """Mistakes that only files can tell, each with the words that help."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,22 @@ def test_resuming_with_a_changed(run_config: RunConfig, word: str, told: str) ->
     path = checkpoint_of(run_config())
     with pytest.raises(CheckpointError, match=f"^{path} cannot be resumed with this configuration: {told}"):
         preflight(run_config(word))
+
+
+@pytest.mark.parametrize("word", ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"])
+def test_dropout_may_change(run_config: RunConfig, word: str) -> None:
+    checkpoint_of(run_config())
+    assert preflight(run_config(word)).checkpoint is not None
+
+
+def test_an_option_younger_than_the_checkpoint_counts_as_its_default(run_config: RunConfig) -> None:
+    path = checkpoint_of(run_config())
+    marker = json.loads((path / catalog.MARKER).read_text())
+    del marker["model"]["qkv_bias"]
+    (path / catalog.MARKER).write_text(json.dumps(marker))
+    assert preflight(run_config()).checkpoint is not None
+    with pytest.raises(CheckpointError, match=r"model\.qkv_bias was False and is True"):
+        preflight(run_config("model.qkv_bias=true"))
 
 
 def test_resuming_on_other_data(run_config: RunConfig, dataset: Path) -> None:

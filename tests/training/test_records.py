@@ -40,6 +40,11 @@ def test_what_follows_a_line_cut_short_is_whole(path: Path) -> None:
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 4, 5, 7]
 
 
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    records.append(tmp_path / "x.jsonl", {"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    assert (tmp_path / "x.jsonl").read_text() == '{"step": 1, "loss": null, "grad_norm": null}\n'
+
+
 def test_a_file_of_nothing_but_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"step"')

@@ -1,20 +1,25 @@
-"""A worker of two: on rank 1 the second micro-batch holds a token that the model does not know."""
+"""A worker of two that fails on one rank: `step ZERO_STAGE` on rank 1, on a token that the model does not know;
+`save FOLDER` on rank 0, in saving into what is no folder."""
 
 import sys
+from pathlib import Path
 
 import torch
 
+from bigtrain.checkpoint import store
+from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import parse_config
 from bigtrain.data.loader import Batch
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 SEQUENCE = 16
+where, argument = sys.argv[1:]
 config = parse_config(
     {
         "model": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
         "data": {"train": "unused"},
-        "parallel": {"zero_stage": int(sys.argv[1])},
+        "parallel": {"zero_stage": int(argument) if where == "step" else 1},
         "training": {
             "output_dir": "unused",
             "steps": 1,
@@ -28,4 +33,8 @@ layout = topology.start_processes(config)
 tokens = torch.zeros(1, SEQUENCE, dtype=torch.int64)
 good = Batch(tokens, tokens, torch.ones(1, SEQUENCE), torch.arange(SEQUENCE)[None])
 bad = Batch(tokens + 1_000_000, tokens, good.loss_mask, good.position_ids)
-Engine(config, layout).train_step([good, bad if layout.rank == 1 else good], 4 * SEQUENCE, 1e-3, 0)
+engine = Engine(config, layout)
+spoilt = where == "step" and layout.rank == 1
+engine.train_step([good, bad if spoilt else good], 4 * SEQUENCE, 1e-3, 0)
+if where == "save":
+    store.save(Path(argument), engine, TrainingState(step=1, position=4, tokens=64), {}, keep_last=0)
