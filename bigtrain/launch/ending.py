@@ -66,8 +66,10 @@ def obituary(first: Ending, failed: Sequence[Ending], all_of_node: Sequence[Endi
         nnodes: Nodes of the run.
         ooms: Processes that the kernel has killed on this node since the start for lack of memory.
     """
-    as_well = [e for e in failed if e is not first and e.kind == "fault"] if first.kind != "hang" else []
-    before = [f"rank {e.rank} failed as well: {_in_a_line(e, ooms)}" for e in as_well]
+    before = []
+    if first.kind == "fault":
+        as_well = [ending for ending in failed if ending is not first and ending.kind == "fault"]
+        before = [f"rank {ending.rank} failed as well: {_in_a_line(ending, ooms)}" for ending in as_well]
     if first.kind == "hang":
         lines = _hang(all_of_node)
     elif first.fault is None:
@@ -105,7 +107,7 @@ def _how(ending: Ending, ooms: int) -> str:
         return how
     if ooms:
         return f"{how}: the kernel ran out of memory and killed it"
-    return f"{how}, sent from outside: the kernel has killed nothing here for lack of memory"
+    return f"{how}, sent from outside: the kernel counts none here that it killed for lack of memory"
 
 
 def _lost(ending: Ending, fault: Fault, nnodes: int) -> list[str]:
@@ -154,7 +156,8 @@ def _tail(log: Path, start: int) -> list[str]:
 
 def oom_kills() -> int:
     """How many processes this node's kernel has killed for lack of memory since it started."""
-    counted = re.search(r"^oom_kill (\d+)$", _VMSTAT.read_text(), re.MULTILINE)
+    counters = _VMSTAT.read_text() if _VMSTAT.exists() else ""
+    counted = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
     return int(counted[1]) if counted else 0
 
 
