@@ -205,7 +205,7 @@ def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a data
 
 @convert_app.command("to-hf")
 def convert_to_hf(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or one step's folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="A run's folder (its newest checkpoint), or one step's; or a URL.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
     verify: Annotated[bool, typer.Option(help="Compare both models' logits on real text; fail if they differ.")] = True,
     dtype: Annotated[Dtype, typer.Option(help="Type of the saved weights.")] = Dtype.float32,
@@ -213,9 +213,10 @@ def convert_to_hf(
     text: Annotated[Path | None, typer.Option(help="Text file to compare on, in place of the validation data.")] = None,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face folder."""
+    from bigtrain.checkpoint.places import place
     from bigtrain.convert.to_hf import convert_to_hf as convert
 
-    made = convert(checkpoint, output, dtype=dtype.value, verify=verify, tokenizer=tokenizer, text=text)
+    made = convert(place(checkpoint), output, dtype=dtype.value, verify=verify, tokenizer=tokenizer, text=text)
     out.print(made.describe(), markup=False)
 
 

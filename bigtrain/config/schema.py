@@ -192,14 +192,23 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
+    """When the run is saved, where to, and what is kept."""
 
+    dir: Text | None = None
+    """A folder, or a URL that fsspec can write such as `s3://bucket/run` (`pip install 'bigtrain[remote]'`);
+    default: `checkpoints` in the run's folder. Keys and endpoints come from the environment, as the storage's
+    own tools read them: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on."""
     interval: NonNegativeInt = 1000
     """Steps between two checkpoints; 0: only after the last step. One is written at the end."""
+    async_save: bool = True
+    """Training goes on while a checkpoint is written; it stops for a copy to host memory alone, which
+    takes as much as this process saves. One is written at a time: a save that is due sooner waits."""
     keep_last: NonNegativeInt = 2
     """How many of the newest checkpoints are kept; 0 keeps all."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of so many steps are kept for ever, besides `keep_last`; 0: none."""
     resume: bool = True
-    """Continue from the newest complete checkpoint in the run's folder, if there is one."""
+    """Continue from the newest complete checkpoint in `dir`, if there is one."""
 
 
 class LoggingConfig(Section):

@@ -42,6 +42,7 @@ def validate(config: Config, world_size: int) -> None:
         *_combinations(config),
         *_schedule(config),
         *_validation(config),
+        *_checkpoint(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -188,6 +189,16 @@ def _validation(config: Config) -> Iterator[str]:
         yield (
             f"training.{asked[0]} ({getattr(t, asked[0])}) asks for validation, but data.validation names no dataset; "
             f"give one or set training.{asked[0]}=0"
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    c = config.checkpoint
+    if c.keep_every and (c.interval == 0 or c.keep_every % c.interval):
+        remedy = f"try checkpoint.keep_every={_next(c.keep_every, c.interval)}" if c.interval else "give an interval"
+        yield (
+            f"checkpoint.keep_every ({c.keep_every}) is not a multiple of checkpoint.interval ({c.interval}): "
+            f"what is to be kept must be saved; {remedy}"
         )
 
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from megatron.core import parallel_state
 from bigtrain.config import Config
 from bigtrain.errors import BigTrainError, UserError
 from bigtrain.parallel import compat
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,21 @@ def is_first_rank() -> bool:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank; the same answer everywhere."""
-    votes = torch.tensor(int(flag))
+    return bool(highest(int(flag)))
+
+
+def highest(value: int) -> int:
+    """The greatest `value` of all ranks."""
+    votes = torch.tensor(value)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_control())
-    return bool(votes)
+    return int(votes)
+
+
+def gather(value: T) -> list[T] | None:
+    """The values of all ranks on rank 0, None elsewhere."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if is_first_rank() else None
+    dist.gather_object(value, gathered, group=_control())
+    return gathered
 
 
 def sum_over_data(count: int) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import catalog, store
+from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
 from bigtrain.parallel import topology
@@ -32,6 +33,7 @@ class Run:
     output_dir: Path
     inputs: Inputs
     engine: Engine
+    saver: Saver
     state: catalog.TrainingState
     stop: StopRequest
     log: logging.Logger
@@ -44,11 +46,19 @@ class Run:
         """Whether this rank writes the records."""
         return self.layout.rank == 0
 
-    def event(self, name: str, **details: Any) -> None:
-        """Record an event, once."""
+    def event(self, name: str, step: int | None = None, **details: Any) -> None:
+        """Record an event of this step, or of another, once."""
         if self.is_first:
-            records.event(self.output_dir, name, self.state.step, self.layout.world_size, **details)
-            self.log.info("%s at step %d %s", name, self.state.step, details or "")
+            step = self.state.step if step is None else step
+            records.event(self.output_dir, name, step, self.layout.world_size, **details)
+            self.log.info("%s at step %d %s", name, step, details or "")
+
+    def checkpoint_completed(self, saved: Saved) -> None:
+        """Record a checkpoint, which may be of an earlier step, when it is complete."""
+        seconds = {k: round(v, 3) for k, v in vars(saved).items() if k.endswith("_seconds")}
+        inside = self.output_dir in saved.path.parents
+        path = saved.path.relative_to(self.output_dir) if inside else saved.path
+        self.event("checkpoint", saved.step, path=str(path), **seconds)
 
 
 def train(run: Run) -> bool:
@@ -75,7 +85,10 @@ def train(run: Run) -> bool:
             _validate(run)
         stopping = topology.any_rank(run.stop.received is not None)
         if stopping or _due(run.state.step, config.checkpoint.interval, steps):
-            _save(run)
+            run.saver.save(run.state)
+        else:
+            run.saver.poll()
+    run.saver.finish()
     batches.close()
     return run.state.step >= steps
 
@@ -169,18 +182,6 @@ def _validate(run: Run) -> None:
             f"step {row['step']}: validation loss {row['validation_loss']:.4f}, "
             f"{row['validation_bits_per_byte']:.4f} bits per byte"
         )
-
-
-def _save(run: Run) -> None:
-    began = time.monotonic()
-    path = store.save(
-        run.output_dir / "checkpoints",
-        run.engine,
-        run.state,
-        run.inputs.data_identity,
-        run.config.checkpoint.keep_last,
-    )
-    run.event("checkpoint", path=f"checkpoints/{path.name}", seconds=round(time.monotonic() - began, 3))
 
 
 class _Meter:

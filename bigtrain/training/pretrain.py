@@ -1,9 +1,13 @@
 """A pretraining run on this process, from the configuration to the exit code."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from bigtrain.checkpoint import catalog, store
+from bigtrain.checkpoint.places import checkpoint_folder
+from bigtrain.checkpoint.saver import Saver
 from bigtrain.config import Config, to_yaml
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
@@ -42,8 +46,10 @@ def pretrain(config: Config) -> int:
             topology.stop_processes()
             return 0
         run = _start(config, layout, inputs, stop)
-        finished = train(run)
-        run.event("stop" if finished else "preempt", **({} if finished else {"signal": stop.received}))
+        with closing(run.saver):
+            finished = train(run)
+        details: dict[str, Any] = {} if finished else {"signal": stop.received}
+        run.event("stop" if finished else "preempt", **details)
         exit_code = 0 if finished else EXIT_REQUEUE
         run.progress.close()
         if run.dashboard is not None:
@@ -74,12 +80,23 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) ->
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     if resumed:
         store.load(resumed, engine)
+    options = config.checkpoint
+    saver = Saver(
+        checkpoint_folder(config),
+        engine,
+        inputs.data_identity,
+        keep_last=options.keep_last,
+        keep_every=options.keep_every,
+        in_background=options.async_save,
+        completed=lambda saved: run.checkpoint_completed(saved),
+    )
     run = Run(
         config=config,
         layout=layout,
         output_dir=output_dir,
         inputs=inputs,
         engine=engine,
+        saver=saver,
         state=state,
         stop=stop,
         log=log,
