@@ -72,7 +72,7 @@ def file_name(rank: int) -> str:
 def write_boxes(
     folder: Path, rank: int, plan: SavePlan, planner: SavePlanner, abandoned: threading.Event
 ) -> np.ndarray:
-    """Write a process's boxes to its file, and the file to the disk. Calls nobody else.
+    """Write a process's boxes, which lie in host memory, to its file, and the file to the disk. Calls nobody else.
 
     Returns:
         int64 of shape (boxes, 3): offset, length and CRC-32 of each box of the plan.
@@ -98,9 +98,8 @@ def write_boxes(
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in host memory, in a storage of its own: torch would save the whole storage with it."""
-    tensor = tensor.detach().cpu()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    """The same memory as a storage of its own: torch saves whole storages, and keeps a copy until Python tidies up."""
+    return torch.from_numpy(tensor.numpy())
 
 
 def write_metadata(folder: Path, metadata: Metadata, plans: Sequence[SavePlan], written: Sequence[np.ndarray]) -> None:

@@ -89,7 +89,8 @@ class Saver:
             data: What decides the order of samples; compared on resume.
             keep_last: Older checkpoints are removed until this many remain; 0 keeps all.
             keep_every: Those at multiples of so many steps are kept for ever besides; 0: none.
-            in_background: Copy and go on; else `save` returns when the checkpoint is complete, and copies nothing.
+            in_background: Copy and go on; else `save` returns when the checkpoint is complete, and copies only
+                what lies on a GPU.
             completed: Called on every rank, in `save`, `poll` or `finish`, when a checkpoint is complete.
         """
         self._folder, self._engine, self._data = folder, engine, dict(data)
@@ -178,7 +179,7 @@ class Saver:
         self._planner = planner
 
     def _copy(self, held: list[Holding]) -> dict[str, Tensor]:
-        if not self._in_background:
+        if not self._in_background and not any(holding.values.is_cuda for holding in held):
             return state_dict(held)
         if self._staging is None:
             self._staging = Staging(held)

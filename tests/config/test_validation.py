@@ -172,6 +172,20 @@ RULES = [
     ),
     (
         1,
+        "checkpoint.interval=100 checkpoint.keep_every=250",
+        "checkpoint.keep_every (250) is not a multiple of checkpoint.interval (100): what is to be kept must be "
+        "saved; try checkpoint.keep_every=300",
+        ["checkpoint.keep_every=300", "checkpoint.keep_every=0"],
+    ),
+    (
+        1,
+        "checkpoint.interval=0 checkpoint.keep_every=250",
+        "checkpoint.keep_every (250) is not a multiple of checkpoint.interval (0): what is to be kept must be "
+        "saved; give an interval",
+        ["checkpoint.interval=125"],
+    ),
+    (
+        1,
         "schedule.name=constant schedule.decay_steps=5",
         "schedule.decay_steps (5) belongs to schedule.name=wsd, but constant never falls; leave it out or set "
         "schedule.name=wsd",
