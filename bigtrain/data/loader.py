@@ -3,14 +3,25 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-
-from bigtrain.data.samples import Samples
+from numpy.typing import ArrayLike
 
 T = TypeVar("T")
+
+
+class TokenSource(Protocol):
+    """Where tokens come from; :class:`bigtrain.data.samples.Samples` says what each method gives."""
+
+    sequence_length: int
+
+    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def read(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def starts(self, positions: ArrayLike) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Batch:
 
 
 def micro_batches(
-    samples: Samples,
+    samples: TokenSource,
     first_position: int,
     *,
     global_batch_size: int,

@@ -65,11 +65,12 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         )
         _start_deepspeed()
     p = config.parallel
-    parallel_state.destroy_model_parallel()
+    _destroy_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=p.tensor,
         pipeline_model_parallel_size=p.pipeline,
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        create_gloo_process_groups=False,
     )
     return Layout(
         world_size=dist.get_world_size(),
@@ -90,6 +91,16 @@ def _start_deepspeed() -> None:
     import deepspeed
 
     deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
+
+
+def _destroy_groups() -> None:
+    """Give up the groups of an earlier layout: each gloo group has a thread that wakes a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    groups = [group for group in dist.distributed_c10d._world.pg_map if group not in (dist.group.WORLD, _control_group)]
+    if groups:
+        dist.barrier()  # nobody is still using them
+    for group in groups:
+        dist.destroy_process_group(group)
 
 
 _control_group: dist.ProcessGroup | None = None
