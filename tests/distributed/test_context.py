@@ -54,6 +54,8 @@ TRAINED = {
     }.items()
 }
 
+DROPPING = [*EXCHANGE, "model.attention_dropout=0.3", "training.recompute=selective", "parallel.zero_stage=3"]
+
 
 def whole_tensors() -> dict[str, list[Tensor]]:
     """Query, key, value and the output's gradient of each shape and type."""
@@ -101,7 +103,7 @@ def seen(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) 
     cases |= {name: {"kind": "logits", "words": words, "tensors": "texts.pt"} for name, words in MODELS.items()}
     cases |= {
         name: {"kind": "steps", "words": ["parallel.context=4", *words], "tensors": "batches.pt"}
-        for name, words in TRAINED.items()
+        for name, words in {**TRAINED, "heads-dropping": DROPPING}.items()
     }
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, str(Path(__file__).with_name("sharing_sequences.py")), str(folder)]
@@ -197,3 +199,11 @@ def test_training_is_that_of_one_process(
     for rank in range(RANKS):
         found = [number for step in seen[rank][case] for number in step]
         assert found == pytest.approx(expected, rel=2e-3 if "bf16" in case else 2e-6)
+
+
+def test_weights_of_exchanged_heads_are_dropped_in_training_alone(seen: list[dict[str, Any]]) -> None:
+    dropping, plain = (seen[0][f"heads-{name}"][0] for name in ("dropping", "plain"))
+    assert all(seen[rank]["heads-dropping"] == seen[0]["heads-dropping"] for rank in range(RANKS))
+    assert dropping[0] == pytest.approx(plain[0], rel=1e-6)
+    assert dropping[1] != pytest.approx(plain[1], rel=1e-4)
+    assert dropping[1] == pytest.approx(plain[1], rel=1e-1)
