@@ -1,7 +1,7 @@
 """The layout as one value, and the process groups that follow from it.
 
-Ranks are laid out with tensor parallel fastest, then data parallel, then pipeline (Megatron-core's
-order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
+Ranks are laid out with tensor parallel fastest, then context, then data parallel, then pipeline
+(Megatron-core's order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
 """
 
 import datetime
@@ -28,6 +28,8 @@ class Layout:
     rank: int
     tensor: int
     tensor_rank: int
+    context: int
+    context_rank: int
     pipeline: int
     pipeline_rank: int
     virtual_pipeline: int
@@ -40,6 +42,16 @@ class Layout:
     def is_last_stage(self) -> bool:
         """Whether this process holds the last pipeline stage, where the loss is known."""
         return self.pipeline_rank == self.pipeline - 1
+
+    @property
+    def replicas(self) -> int:
+        """Processes that hold the same weights, over which gradients are reduced and ZeRO splits."""
+        return self.data * self.context
+
+    @property
+    def replica_rank(self) -> int:
+        """This process's place among them."""
+        return self.data_rank * self.context + self.context_rank
 
     def describe(self) -> dict[str, int | bool]:
         """The sizes alone, for events and checkpoints."""
@@ -70,6 +82,7 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         tensor_model_parallel_size=p.tensor,
         pipeline_model_parallel_size=p.pipeline,
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        context_parallel_size=p.context,
         create_gloo_process_groups=False,
     )
     return Layout(
@@ -77,6 +90,8 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         rank=dist.get_rank(),
         tensor=p.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        context=p.context,
+        context_rank=parallel_state.get_context_parallel_rank(),
         pipeline=p.pipeline,
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         virtual_pipeline=p.virtual_pipeline,

@@ -7,7 +7,7 @@ from typing import Any
 from bigtrain.config import Config, ParallelConfig, validate
 from bigtrain.errors import ConfigError
 
-AXES = ("tensor", "pipeline", "virtual_pipeline", "sequence", "zero_stage")
+AXES = ("tensor", "context", "pipeline", "virtual_pipeline", "sequence", "zero_stage")
 
 
 def legal_layouts(config: Config, small: Config, world_size: int, pinned: Collection[str]) -> list[ParallelConfig]:
@@ -30,6 +30,7 @@ def _candidates(given: ParallelConfig, world_size: int, pinned: Collection[str])
     divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
     choices: dict[str, list[Any]] = {
         "tensor": divisors,
+        "context": divisors,
         "pipeline": divisors,
         "virtual_pipeline": [1, 2],
         "sequence": [False, True],
@@ -55,6 +56,7 @@ def name(layout: ParallelConfig, world_size: int) -> str:
     """A layout in the usual letters: `TP2+SP PP2 VPP2 DP2 ZeRO-1`."""
     sizes = {
         "TP": layout.tensor,
+        "CP": layout.context,
         "PP": layout.pipeline,
         "VPP": layout.virtual_pipeline,
         "DP": world_size // layout.model_parallel_size,
