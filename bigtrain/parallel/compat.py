@@ -95,7 +95,7 @@ def _keep_freed_memory() -> None:
 def _quiet() -> None:
     """Warnings of the engines that a user can do nothing about."""
     warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\.")
-    for name in ("megatron", "DeepSpeed", "torch.utils.cpp_extension"):
+    for name in ("megatron", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
