@@ -108,6 +108,9 @@ class DataConfig(Section):
     """The same for held-out text; default: no validation."""
     shuffle: bool = True
     """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
+    packing: Literal["contiguous", "documents"] = "contiguous"
+    """How documents share a sample: in one stream that attention reads across, or each on its own, unseen by its
+    neighbours and with positions that begin at 0."""
     mask_document_boundaries: bool = False
     """Leave the first token of every document out of the loss: nothing before it says what it is."""
 

@@ -125,6 +125,12 @@ def _context(config: Config) -> Iterator[str]:
             f"a ring, whose blocks drop nothing; set model.attention_dropout=0.0, or "
             f"{_fitting('parallel.context', heads, kv_heads)}"
         )
+    if kv_heads and config.data.packing == "documents" and not exchanges_heads(config):
+        yield (
+            f"data.packing=documents cannot be had with parallel.context ({p.context}), which does not divide the "
+            f"{heads} query and {kv_heads} key/value heads of a process: keys and values go around a ring, which "
+            f"knows no documents; set data.packing=contiguous, or {_fitting('parallel.context', heads, kv_heads)}"
+        )
 
 
 def _pipeline(config: Config) -> Iterator[str]:

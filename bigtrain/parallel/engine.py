@@ -7,7 +7,7 @@ gradients of parameters that several model-parallel processes hold a copy of.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -20,6 +20,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch
+from bigtrain.models.attention import PackedDocuments
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
@@ -176,7 +177,10 @@ class _Chunks(nn.Module):
         self.chunks = nn.ModuleList(chunks)
 
     def forward(self, index: int, batch: Batch) -> Tensor:
-        return self.chunks[index](batch.input_ids, batch.position_ids, None, labels=batch.labels)
+        documents = None if batch.documents is None else PackedDocuments(batch.documents)
+        return self.chunks[index](
+            batch.input_ids, batch.position_ids, None, labels=batch.labels, packed_seq_params=documents
+        )
 
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
@@ -248,10 +252,14 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
 
 def _on_device(batch: Batch, layout: Layout) -> Batch:
     """This process's part of each sequence, on its device."""
-    parts = {
-        f.name: part_of_sequence(getattr(batch, f.name), layout.context_rank, layout.context) for f in fields(batch)
-    }
-    return Batch(**{name: part.to(compat.device(), non_blocking=True) for name, part in parts.items()})
+
+    def here(whole: Tensor) -> Tensor:
+        part = part_of_sequence(whole, layout.context_rank, layout.context)
+        return part.to(compat.device(), non_blocking=True)
+
+    return Batch(
+        here(batch.input_ids), here(batch.labels), here(batch.loss_mask), here(batch.position_ids), batch.documents
+    )
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

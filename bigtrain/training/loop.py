@@ -113,6 +113,7 @@ def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callab
             data_parallel_rank=layout.data_rank,
             data_parallel_size=layout.data,
             mask_document_boundaries=config.data.mask_document_boundaries,
+            packing=config.data.packing,
         )
 
     return read

@@ -1,7 +1,7 @@
 """Every layout that is legal for a configuration and a number of processes."""
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from bigtrain.config import Config, ParallelConfig, validate
@@ -50,6 +50,14 @@ def _is_legal(config: Config, layout: ParallelConfig, world_size: int) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def one_stage_each(layouts: Sequence[ParallelConfig]) -> list[ParallelConfig]:
+    """Of the layouts that differ in their ZeRO stage alone one, so that the stages take turns."""
+    by_shape: dict[str, list[ParallelConfig]] = {}
+    for layout in layouts:
+        by_shape.setdefault(layout.model_copy(update={"zero_stage": 0}).model_dump_json(), []).append(layout)
+    return [same[turn % len(same)] for turn, same in enumerate(by_shape.values())]
 
 
 def name(layout: ParallelConfig, world_size: int) -> str:

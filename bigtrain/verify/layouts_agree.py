@@ -10,7 +10,7 @@ from bigtrain.config import Config, ParallelConfig
 from bigtrain.errors import BigTrainError, ConfigError
 from bigtrain.verify.chain import Chain, Stretch, run_chain
 from bigtrain.verify.compare import Row, compare, control_drift
-from bigtrain.verify.layouts import legal_layouts, name
+from bigtrain.verify.layouts import legal_layouts, name, one_stage_each
 from bigtrain.verify.legs import Leg, Outcome, run_legs
 from bigtrain.verify.shrink import shrunken
 
@@ -55,11 +55,11 @@ def verify_layouts(
         ConfigError: No layout is legal.
     """
     small = shrunken(config, world_size, steps, precision)
-    layouts = _legal(config, small, world_size, pinned)
+    layouts = legal(config, small, world_size, pinned)
     with tempfile.TemporaryDirectory() as folder:
         reference, *controls = run_alone(small, steps, Path(folder))
         legs = [Leg(name(layout, world_size), with_layout(small, layout), (0, steps)) for layout in layouts]
-        outcomes, failed = _run_all(legs, world_size, Path(folder))
+        outcomes, failed = run_all(legs, world_size, Path(folder))
     control = control_drift(reference, controls)
     rows = [compare(outcome, reference, control, precision) for outcome in outcomes]
     return Verdict(reference, control, rows, failed)
@@ -80,7 +80,7 @@ def verify_resume(
         ConfigError: No layout is legal.
         BigTrainError: A layout failed; its traceback was on the terminal.
     """
-    layouts = _one_stage_each(_legal(config, shrunken(config, world_size, steps, precision), world_size, pinned))
+    layouts = one_stage_each(legal(config, shrunken(config, world_size, steps, precision), world_size, pinned))
     total = steps * (len(layouts) + 2)
     small = shrunken(config, world_size, total, precision)
     alone = Stretch("one process", 1, with_layout(small, ALONE))
@@ -90,19 +90,12 @@ def verify_resume(
     return run_chain([alone, *among, alone], steps, reference, controls, precision)
 
 
-def _legal(config: Config, small: Config, world_size: int, pinned: Collection[str]) -> list[ParallelConfig]:
+def legal(config: Config, small: Config, world_size: int, pinned: Collection[str]) -> list[ParallelConfig]:
+    """:func:`bigtrain.verify.layouts.legal_layouts`, of which there must be one."""
     layouts = legal_layouts(config, small, world_size, pinned)
     if not layouts:
         raise ConfigError(f"no layout of {world_size} processes is legal for this configuration")
     return layouts
-
-
-def _one_stage_each(layouts: Sequence[ParallelConfig]) -> list[ParallelConfig]:
-    """Of the layouts that differ in their ZeRO stage alone one, so that the stages take turns."""
-    by_shape: dict[str, list[ParallelConfig]] = {}
-    for layout in layouts:
-        by_shape.setdefault(layout.model_copy(update={"zero_stage": 0}).model_dump_json(), []).append(layout)
-    return [same[turn % len(same)] for turn, same in enumerate(by_shape.values())]
 
 
 def run_alone(small: Config, steps: int, folder: Path) -> list[Outcome]:
@@ -124,7 +117,7 @@ def with_layout(small: Config, layout: ParallelConfig, **training: int) -> dict[
     return changed.model_dump(mode="json")
 
 
-def _run_all(legs: Sequence[Leg], nproc: int, folder: Path) -> tuple[list[Outcome], list[str]]:
+def run_all(legs: Sequence[Leg], nproc: int, folder: Path) -> tuple[list[Outcome], list[str]]:
     """A layout that fails ends its world; the rest go on in a new one."""
     outcomes: list[Outcome] = []
     failed: list[str] = []

@@ -26,6 +26,8 @@ class Leg:
     """A checkpoint's folder to begin with; None: the initial weights."""
     save: str | None = None
     """Where to write a checkpoint of what was loaded (`arrived`) and one of the end (`left`); None: nowhere."""
+    probe: bool = False
+    """Train nothing, but see what moves when tokens change."""
     real_data: bool = False
     """Read `data.train`; else tokens are drawn at random."""
 
@@ -41,6 +43,20 @@ class Digest:
 
 
 @dataclass(frozen=True)
+class Moves:
+    """Relative changes of weighted sums of losses after some tokens were changed."""
+
+    earlier: float
+    """Before the tokens that were changed: must be none."""
+    later: float
+    """At and after them."""
+    others: float | None
+    """In the other documents of a sample when one was changed: must be none."""
+    own: float | None
+    """In that document."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a leg did; every list has an entry a step."""
 
@@ -53,6 +69,8 @@ class Outcome:
     digests: dict[str, Digest]
     """Of the checkpoints `arrived` and `left`, where there are any."""
     seconds: float
+    moves: Moves | None = None
+    """Where the leg was a probe."""
 
 
 def run_legs(legs: Sequence[Leg], nproc: int, folder: Path) -> tuple[list[Outcome], int]:
@@ -78,4 +96,9 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     """What the worker wrote so far."""
     path = folder / OUTCOMES
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [Outcome(**{**row, "digests": {k: Digest(**v) for k, v in row["digests"].items()}}) for row in rows]
+    return [_outcome(**row) for row in rows]
+
+
+def _outcome(digests: dict[str, Any], moves: dict[str, Any] | None, **rest: Any) -> Outcome:
+    found = {when: Digest(**digest) for when, digest in digests.items()}
+    return Outcome(**rest, digests=found, moves=Moves(**moves) if moves else None)

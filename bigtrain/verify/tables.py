@@ -7,6 +7,7 @@ from rich.text import Text
 
 from bigtrain.verify.chain import Arrow
 from bigtrain.verify.compare import Row
+from bigtrain.verify.masks import MaskRow
 
 
 def row_table(rows: Sequence[Row], failed: Sequence[str] = ()) -> Table:
@@ -33,6 +34,19 @@ def arrow_table(arrows: Sequence[Arrow]) -> Table:
         verdict = Text("bit-equal", style="green") if arrow.bit_equal else Text("differs", style="bold red")
         digests = arrow.saved.weights[:12], arrow.saved.moments[:12]
         table.add_row(str(arrow.step), arrow.left, arrow.arrived, *digests, verdict)
+    return table
+
+
+def mask_table(rows: Sequence[MaskRow], failed: Sequence[str]) -> Table:
+    """What moved in each layout when tokens were changed: what must not, and in brackets what may."""
+    table = Table("layout", "", "earlier (later) tokens", "other (own) documents", "", box=None)
+    for row in rows:
+        m = row.moves
+        documents = "" if m.others is None else f"{m.others:.1e} ({m.own:.1e})"
+        verdict = Text("tight", style="green") if row.tight else Text("leaks", style="bold red")
+        table.add_row(*row.name.split(", "), f"{m.earlier:.1e} ({m.later:.1e})", documents, verdict)
+    for name in failed:
+        table.add_row(*name.split(", "), "", "", Text("failed", style="bold red"))
     return table
 
 

@@ -25,6 +25,7 @@ from bigtrain.training.preflight import open_inputs
 from bigtrain.training.schedule import learning_rate
 from bigtrain.verify.digests import digest
 from bigtrain.verify.legs import OUTCOMES, Digest, Leg, Outcome, read_legs
+from bigtrain.verify.probe import probe
 
 DRAWN_SAMPLES = 2**20
 
@@ -86,6 +87,8 @@ def run_leg(leg: Leg) -> Outcome:
     if leg.load:
         store.load(catalog.read(Path(leg.load)), engine)
     outcome = Outcome(leg.name, [], [], [], [], {}, 0.0)
+    if leg.probe:
+        outcome = replace(outcome, moves=probe(engine, read(0)))
     if leg.load and leg.save:
         outcome.digests.update(_save(leg.save, "arrived", engine, leg.steps[0]))
     for step in range(*leg.steps):
