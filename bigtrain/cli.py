@@ -42,6 +42,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Precision(StrEnum):
+    """Types of weights and activations."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class TokenizerType(StrEnum):
     """Kinds of SentencePiece models."""
 
@@ -52,6 +59,8 @@ class TokenizerType(StrEnum):
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Pattern = Annotated[str, typer.Option(help="File names to take from folders.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")]
+Nproc = Annotated[int, typer.Option(help="Processes to share the work among, on this machine.", min=1)]
+Certificate = Annotated[Path | None, typer.Option(help="Where to write what was found, as JSON.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Such as parallel.tensor=2.")]
 
 
@@ -251,6 +260,72 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     for label, value in made.summary.rows():
         out.print(f"{label:<28}{value}", markup=False)
     out.print(f"{made.png}\n{made.page}", markup=False)
+
+
+@app.command("verify-layouts")
+def verify_layouts(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Nproc = 4,
+    steps: Annotated[int, typer.Option(help="Of each layout.", min=1)] = 5,
+    precision: Annotated[Precision, typer.Option(help="Type of weights and activations.")] = Precision.fp32,
+    resume: Annotated[bool, typer.Option("--resume", help="Carry one run through all layouts instead.")] = False,
+    certificate: Certificate = None,
+) -> None:
+    """Train a small copy of the configuration under every legal layout, and compare with one process.
+
+    A layout option that is given as parallel.KEY=VALUE is not varied.
+    """
+    from bigtrain.config import load_config
+    from bigtrain.verify import layouts_agree
+    from bigtrain.verify.tables import arrow_table, row_table
+
+    loaded = load_config(config, overrides or [])
+    pinned = [
+        word.partition("=")[0].removeprefix("parallel.") for word in overrides or [] if word.startswith("parallel.")
+    ]
+    if resume:
+        chain = layouts_agree.verify_resume(loaded, nproc, pinned, steps, precision.value)
+        out.print(arrow_table(chain.arrows), row_table(chain.rows))
+        found, agrees = chain.to_json(), chain.holds
+    else:
+        verdict = layouts_agree.verify_layouts(loaded, nproc, _pinned(overrides), steps, precision.value)
+        out.print(
+            row_table(verdict.rows, verdict.failed), f"one process that sums in other orders: {verdict.control:.1e}"
+        )
+        found, agrees = verdict.to_json(), verdict.all_agree
+    if certificate:
+        certificate.write_text(found)
+    out.print("all agree" if agrees else "[bold red]not all agree[/]")
+    sys.exit(0 if agrees else 1)
+
+
+@app.command("verify-masks")
+def verify_masks(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Nproc = 4,
+    certificate: Certificate = None,
+) -> None:
+    """Show that no token sees a later one, nor another document, in any layout of a small copy of the configuration.
+
+    A layout option that is given as parallel.KEY=VALUE is not varied.
+    """
+    from bigtrain.config import load_config
+    from bigtrain.verify import masks
+    from bigtrain.verify.tables import mask_table
+
+    found = masks.verify_masks(load_config(config, overrides or []), nproc, _pinned(overrides))
+    out.print(mask_table(found.rows, found.failed))
+    if certificate:
+        certificate.write_text(found.to_json())
+    out.print("nothing leaks" if found.all_tight else "[bold red]not all is tight[/]")
+    sys.exit(0 if found.all_tight else 1)
+
+
+def _pinned(overrides: list[str] | None) -> list[str]:
+    keys = [word.partition("=")[0] for word in overrides or []]
+    return [key.removeprefix("parallel.") for key in keys if key.startswith("parallel.")]
 
 
 @app.command()

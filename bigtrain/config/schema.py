@@ -108,6 +108,9 @@ class DataConfig(Section):
     """The same for held-out text; default: no validation."""
     shuffle: bool = True
     """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
+    packing: Literal["contiguous", "documents"] = "contiguous"
+    """How documents share a sample: in one stream that attention reads across, or each on its own, unseen by its
+    neighbours and with positions that begin at 0."""
     mask_document_boundaries: bool = False
     """Leave the first token of every document out of the loss: nothing before it says what it is."""
 
@@ -124,16 +127,21 @@ class ParallelConfig(Section):
     sequence: bool = False
     """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);
     says nothing where `tensor` is 1."""
+    context: PositiveInt = 1
+    """Processes that share each sequence. For attention they exchange heads (Ulysses,
+    arXiv:2309.14509) where the heads of a process divide, else send keys and values around a ring
+    (arXiv:2310.01889)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is split over the data-parallel group (ZeRO, arXiv:1910.02054): 0 nothing, 1 the
-    optimizer's state, 2 the gradients as well, 3 the weights as well."""
+    """What is split over the processes of data and context parallel together (ZeRO,
+    arXiv:1910.02054): 0 nothing, 1 the optimizer's state, 2 the gradients as well, 3 the weights as
+    well."""
     offload: Literal["none", "optimizer"] = "none"
     """Keep the optimizer's state and its step on the CPU."""
 
     @property
     def model_parallel_size(self) -> int:
-        """Processes that together hold one copy of the model."""
-        return self.tensor * self.pipeline
+        """Processes that together work on one sample."""
+        return self.tensor * self.context * self.pipeline
 
 
 class OptimizerConfig(Section):

@@ -5,7 +5,7 @@ that is broken, with the numbers and the remedy.
 """
 
 from collections.abc import Iterator
-from math import gcd
+from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
@@ -17,6 +17,15 @@ _SHOWN = 64  # no larger group is suggested: a remedy is a short list
 def data_parallel_size(config: Config, world_size: int) -> int:
     """Copies of the model among `world_size` processes."""
     return world_size // config.parallel.model_parallel_size
+
+
+def exchanges_heads(config: Config) -> bool:
+    """Whether context parallel exchanges heads for attention, or else keys and values around a ring.
+
+    The former where the query heads and the key/value heads of a process both divide by `parallel.context`.
+    """
+    m, p = config.model, config.parallel
+    return all((heads // p.tensor) % p.context == 0 for heads in (m.num_attention_heads, m.kv_heads))
 
 
 def micro_batches(config: Config, world_size: int) -> int:
@@ -37,6 +46,7 @@ def validate(config: Config, world_size: int) -> None:
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),
+        *_context(config),
         *_pipeline(config),
         *_world(config, world_size),
         *_combinations(config),
@@ -90,11 +100,37 @@ def _sequence(config: Config) -> Iterator[str]:
             f"training.sequence_length ({length}) is above model.max_position_embeddings "
             f"({m.max_position_embeddings}); lower one or raise the other"
         )
-    if p.sequence and length % p.tensor:
+    tensor = p.tensor if p.sequence else 1
+    if p.context == 1 and length % tensor:
         yield (
             f"training.sequence_length ({length}) is not divisible by parallel.tensor ({p.tensor}): with "
             f"parallel.sequence each process holds as many tokens; "
             f"training.sequence_length={_next(length, p.tensor)} would fit"
+        )
+    elif p.context > 1 and length % (parts := p.context * lcm(2, tensor)):
+        also = f", which parallel.sequence splits over parallel.tensor ({tensor})" if tensor > 1 else ""
+        yield (
+            f"training.sequence_length ({length}) is not divisible by {parts}: with parallel.context ({p.context}) "
+            f"each process holds two equally long pieces of it{also}; "
+            f"training.sequence_length={_next(length, parts)} would fit"
+        )
+
+
+def _context(config: Config) -> Iterator[str]:
+    m, p = config.model, config.parallel
+    heads, kv_heads = m.num_attention_heads // p.tensor, m.kv_heads // p.tensor
+    if kv_heads and m.attention_dropout and not exchanges_heads(config):
+        yield (
+            f"model.attention_dropout ({m.attention_dropout}) cannot be had with parallel.context ({p.context}), which "
+            f"does not divide the {heads} query and {kv_heads} key/value heads of a process: keys and values go around "
+            f"a ring, whose blocks drop nothing; set model.attention_dropout=0.0, or "
+            f"{_fitting('parallel.context', heads, kv_heads)}"
+        )
+    if kv_heads and config.data.packing == "documents" and not exchanges_heads(config):
+        yield (
+            f"data.packing=documents cannot be had with parallel.context ({p.context}), which does not divide the "
+            f"{heads} query and {kv_heads} key/value heads of a process: keys and values go around a ring, which "
+            f"knows no documents; set data.packing=contiguous, or {_fitting('parallel.context', heads, kv_heads)}"
         )
 
 
@@ -122,8 +158,9 @@ def _world(config: Config, world_size: int) -> Iterator[str]:
     if world_size % p.model_parallel_size:
         near = max(1, world_size // p.model_parallel_size) * p.model_parallel_size
         yield (
-            f"tensor({p.tensor}) x pipeline({p.pipeline}) x data(?) does not make world size {world_size}: "
-            f"start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor or parallel.pipeline"
+            f"tensor({p.tensor}) x context({p.context}) x pipeline({p.pipeline}) x data(?) does not make world size "
+            f"{world_size}: start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor, "
+            f"parallel.context or parallel.pipeline"
         )
     else:
         yield from _batch(config, world_size)

@@ -7,7 +7,7 @@ gradients of parameters that several model-parallel processes hold a copy of.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -20,6 +20,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch
+from bigtrain.models.attention import PackedDocuments
+from bigtrain.models.context import part_of_sequence
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
@@ -59,7 +61,7 @@ class Engine:
         """One optimizer step on the global batch of which `batches` is this process's part.
 
         Args:
-            batches: Micro-batches of this data-parallel rank.
+            batches: Micro-batches of this data-parallel rank, of whole sequences whatever `parallel.context`.
             targets: Number of targets in the loss over the whole global batch.
             lr: Learning rate of this step.
             step: Number of this step, which decides its dropout.
@@ -102,10 +104,14 @@ class Engine:
         self.zero.destroy()
 
     def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
-        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage."""
+        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage.
+
+        The schedule divides what is differentiated by the number of micro-batches, and multiplies it by
+        `parallel.context`, for the reduction averages over these processes as well.
+        """
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            batch = _on_device(next(iterator))
+            batch = _on_device(next(iterator), self.layout)
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
                 total = (losses * batch.loss_mask).sum()
@@ -136,9 +142,9 @@ class Engine:
             _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
         if self.tied_weight is not None:
             _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())
-        if self.layout.zero_stage == 0 and self.layout.data > 1:
+        if self.layout.zero_stage == 0 and self.layout.replicas > 1:
             gradients = [_gradient(p) for p in self.zero.module.parameters()]
-            _all_reduce(gradients, parallel_state.get_data_parallel_group(), divide_by=self.layout.data)
+            _all_reduce(gradients, _replica_group(), divide_by=self.layout.replicas)
 
 
 class _Chunk(nn.Module):
@@ -171,7 +177,10 @@ class _Chunks(nn.Module):
         self.chunks = nn.ModuleList(chunks)
 
     def forward(self, index: int, batch: Batch) -> Tensor:
-        return self.chunks[index](batch.input_ids, batch.position_ids, None, labels=batch.labels)
+        documents = None if batch.documents is None else PackedDocuments(batch.documents)
+        return self.chunks[index](
+            batch.input_ids, batch.position_ids, None, labels=batch.labels, packed_seq_params=documents
+        )
 
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
@@ -180,7 +189,7 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspe
     if low_precision:
         for parameter in model.parameters():
             parameter.grad_dtype = torch.float32  # autograd adds the micro-batches up in float32
-    zero_group = parallel_state.get_data_parallel_group() if layout.zero_stage else _group_of_one()
+    zero_group = _replica_group() if layout.zero_stage else _group_of_one()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_adamw(config, model),
@@ -206,6 +215,11 @@ def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
         eps=options.eps,
         fused=True,
     )
+
+
+def _replica_group() -> dist.ProcessGroup:
+    """The processes that hold the same weights: those of data and of context parallel."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def _group_of_one() -> dist.ProcessGroup:
@@ -236,9 +250,16 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
     return copy
 
 
-def _on_device(batch: Batch) -> Batch:
-    device = compat.device()
-    return Batch(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
+def _on_device(batch: Batch, layout: Layout) -> Batch:
+    """This process's part of each sequence, on its device."""
+
+    def here(whole: Tensor) -> Tensor:
+        part = part_of_sequence(whole, layout.context_rank, layout.context)
+        return part.to(compat.device(), non_blocking=True)
+
+    return Batch(
+        here(batch.input_ids), here(batch.labels), here(batch.loss_mask), here(batch.position_ids), batch.documents
+    )
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -1,7 +1,7 @@
 """The layout as one value, and the process groups that follow from it.
 
-Ranks are laid out with tensor parallel fastest, then data parallel, then pipeline (Megatron-core's
-order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
+Ranks are laid out with tensor parallel fastest, then context, then data parallel, then pipeline
+(Megatron-core's order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
 """
 
 import datetime
@@ -31,6 +31,8 @@ class Layout:
     rank: int
     tensor: int
     tensor_rank: int
+    context: int
+    context_rank: int
     pipeline: int
     pipeline_rank: int
     virtual_pipeline: int
@@ -43,6 +45,16 @@ class Layout:
     def is_last_stage(self) -> bool:
         """Whether this process holds the last pipeline stage, where the loss is known."""
         return self.pipeline_rank == self.pipeline - 1
+
+    @property
+    def replicas(self) -> int:
+        """Processes that hold the same weights, over which gradients are reduced and ZeRO splits."""
+        return self.data * self.context
+
+    @property
+    def replica_rank(self) -> int:
+        """This process's place among them."""
+        return self.data_rank * self.context + self.context_rank
 
     def describe(self) -> dict[str, int | bool]:
         """The sizes alone, for events and checkpoints."""
@@ -68,17 +80,21 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         )
         _start_deepspeed()
     p = config.parallel
-    parallel_state.destroy_model_parallel()
+    _destroy_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=p.tensor,
         pipeline_model_parallel_size=p.pipeline,
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        context_parallel_size=p.context,
+        create_gloo_process_groups=False,
     )
     return Layout(
         world_size=dist.get_world_size(),
         rank=dist.get_rank(),
         tensor=p.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        context=p.context,
+        context_rank=parallel_state.get_context_parallel_rank(),
         pipeline=p.pipeline,
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         virtual_pipeline=p.virtual_pipeline,
@@ -93,6 +109,16 @@ def _start_deepspeed() -> None:
     import deepspeed
 
     deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
+
+
+def _destroy_groups() -> None:
+    """Give up the groups of an earlier layout: each gloo group has a thread that wakes a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    groups = [group for group in dist.distributed_c10d._world.pg_map if group not in (dist.group.WORLD, _control_group)]
+    if groups:
+        dist.barrier()  # nobody is still using them
+    for group in groups:
+        dist.destroy_process_group(group)
 
 
 _control_group: dist.ProcessGroup | None = None

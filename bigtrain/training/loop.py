@@ -10,7 +10,7 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
+from bigtrain.data.loader import Batch, TokenSource, count_targets, micro_batches, prefetch
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
@@ -111,21 +111,22 @@ def _batches(run: Run) -> Any:
     sequences = run.config.training.global_batch_size
     left = run.config.training.steps - run.state.step
     positions = range(run.state.position, run.state.position + left * sequences, sequences)
-    return prefetch(batch_reader(run.config, run.layout, run.inputs), positions)
+    return prefetch(batch_reader(run.config, run.layout, run.inputs.train), positions)
 
 
-def batch_reader(config: Config, layout: Layout, inputs: Inputs) -> Callable[[int], list[Batch]]:
+def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callable[[int], list[Batch]]:
     """A function from a step's first position to the micro-batches that this rank trains on."""
 
     def read(position: int) -> list[Batch]:
         return micro_batches(
-            inputs.train,
+            samples,
             position,
             global_batch_size=config.training.global_batch_size,
             micro_batch_size=config.training.micro_batch_size,
             data_parallel_rank=layout.data_rank,
             data_parallel_size=layout.data,
             mask_document_boundaries=config.data.mask_document_boundaries,
+            packing=config.data.packing,
         )
 
     return read

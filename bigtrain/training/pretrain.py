@@ -126,7 +126,9 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
         run.event("resume", layout=layout, saved_with=resumed.layout)
     else:
         run.event("start", layout=layout)
-    axes = " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if layout[name] > 1)
+    axes = " x ".join(
+        f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "data") if layout[name] > 1
+    )
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
     run.progress.say(
         f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "

@@ -98,16 +98,46 @@ RULES = [
     (
         6,
         "parallel.tensor=2 parallel.pipeline=2",
-        "tensor(2) x pipeline(2) x data(?) does not make world size 6: start 4 or 8 processes, or change "
-        "parallel.tensor or parallel.pipeline",
+        "tensor(2) x context(1) x pipeline(2) x data(?) does not make world size 6: start 4 or 8 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
         ["parallel.tensor=1 parallel.pipeline=1 training.global_batch_size=12"],
     ),
     (
         1,
         "parallel.tensor=2",
-        "tensor(2) x pipeline(1) x data(?) does not make world size 1: start 2 or 4 processes, or change "
-        "parallel.tensor or parallel.pipeline",
+        "tensor(2) x context(1) x pipeline(1) x data(?) does not make world size 1: start 2 or 4 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
         ["parallel.tensor=1"],
+    ),
+    (
+        3,
+        "parallel.context=2",
+        "tensor(1) x context(2) x pipeline(1) x data(?) does not make world size 3: start 2 or 4 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
+        ["parallel.context=3 training.sequence_length=120 training.micro_batch_size=4"],
+    ),
+    (
+        4,
+        "parallel.context=4 training.sequence_length=126",
+        "training.sequence_length (126) is not divisible by 8: with parallel.context (4) each process holds two "
+        "equally long pieces of it; training.sequence_length=128 would fit",
+        ["training.sequence_length=128"],
+    ),
+    (
+        8,
+        "parallel.context=2 parallel.tensor=4 parallel.sequence=true training.sequence_length=124",
+        "training.sequence_length (124) is not divisible by 8: with parallel.context (2) each process holds two "
+        "equally long pieces of it, which parallel.sequence splits over parallel.tensor (4); "
+        "training.sequence_length=128 would fit",
+        ["training.sequence_length=128"],
+    ),
+    (
+        8,
+        "parallel.context=4 parallel.tensor=2 model.attention_dropout=0.1",
+        "model.attention_dropout (0.1) cannot be had with parallel.context (4), which does not divide the 4 query and "
+        "2 key/value heads of a process: keys and values go around a ring, whose blocks drop nothing; set "
+        "model.attention_dropout=0.0, or parallel.context could be 1 or 2",
+        ["model.attention_dropout=0.0", "parallel.context=2", "parallel.context=1"],
     ),
     (
         4,
@@ -253,6 +283,7 @@ LAYOUTS = st.fixed_dictionaries(
         "parallel": st.fixed_dictionaries(
             {
                 "tensor": SMALL,
+                "context": st.sampled_from([1, 2, 3, 4]),
                 "pipeline": SMALL,
                 "virtual_pipeline": st.sampled_from([1, 2, 3]),
                 "sequence": st.booleans(),
@@ -279,7 +310,7 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
     config = parse_config(tree)
     before = config.model_dump_json()
     m, p, t = config.model, config.parallel, config.training
-    world_size = p.tensor * p.pipeline * data
+    world_size = p.tensor * p.context * p.pipeline * data
     try:
         validate(config, world_size)
         accepted = True
@@ -294,7 +325,8 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
         (m.vocab_size, p.tensor),
         (m.num_hidden_layers, p.pipeline * p.virtual_pipeline),
         (t.global_batch_size, t.micro_batch_size * data),
-        (t.sequence_length, p.tensor if p.sequence else 1),
+        (t.sequence_length, 2 * p.context if p.context > 1 else 1),
+        (t.sequence_length // p.context, p.tensor if p.sequence else 1),
         (m.hidden_size, m.num_attention_heads),
     ]
     whole = all(size % by == 0 for size, by in shares) and m.head_size % 2 == 0

@@ -29,10 +29,19 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         *({"zero_stage": stage} for stage in (0, 1, 2, 3)),
         {"zero_stage": 2, "offload": "optimizer"},
         {"zero_stage": 3, "offload": "optimizer"},
+        {"context": 2},
+        {"context": 2, "zero_stage": 3},
+        {"context": 2, "zero_stage": 0},
     ],
-    8: [{"tensor": 2, "pipeline": 2, "sequence": True}, {"tensor": 2, "pipeline": 2, "zero_stage": 3}],
+    8: [
+        {"tensor": 2, "pipeline": 2, "sequence": True},
+        {"tensor": 2, "pipeline": 2, "zero_stage": 3},
+        {"context": 2, "tensor": 2, "sequence": True},
+        {"context": 4, "tensor": 2},  # two key/value heads a process: a ring
+        {"context": 2, "pipeline": 2, "virtual_pipeline": 2, "zero_stage": 2},
+    ],
 }
-UNTIED = [{}, LAYOUTS[2][0], LAYOUTS[2][2], LAYOUTS[8][0]]
+UNTIED = [{}, LAYOUTS[2][0], LAYOUTS[2][2], {"context": 2}, LAYOUTS[8][0]]
 """Where tying changes the road of a gradient, the model is trained with an output layer of its own, too."""
 
 CASES = [
