@@ -20,11 +20,13 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch
+from bigtrain.models.experts import take_router_losses
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
 from bigtrain.parallel.deepspeed_config import deepspeed_config
+from bigtrain.parallel.experts import NAME, ExpertGroups, lies_apart, set_experts_apart
 from bigtrain.parallel.random import seed_step
 from bigtrain.parallel.topology import Layout, MegatronGroups
 
@@ -37,6 +39,9 @@ class StepResult:
     """Mean loss over the targets of the global batch, in nats; float32 scalar on the device."""
     grad_norm: Tensor
     """L2 norm of the whole model's gradient before clipping; float32 scalar."""
+    router_losses: Tensor | None = None
+    """Load-balancing loss and z-loss, the mean over layers and sequences, unweighted and not part of `loss`; [2]
+    float32. None without experts."""
 
 
 class Engine:
@@ -75,7 +80,7 @@ class Engine:
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(self._sum_over_world(losses) / targets, grad_norm)
+        return StepResult(self._sum_over_world(losses) / targets, grad_norm, self._router_losses(len(batches)))
 
     @contextmanager
     def _one_reduction(self) -> Iterator[None]:
@@ -129,6 +134,14 @@ class Engine:
         dist.all_reduce(total)
         return total
 
+    def _router_losses(self, micro_batches: int) -> Tensor | None:
+        model = self.config.model
+        if model.num_experts is None:
+            return None
+        total = take_router_losses(chunk.module for chunk in self.chunks)
+        dist.all_reduce(total)
+        return total / (model.num_hidden_layers * micro_batches * self.layout.data)
+
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
         if self.layout.sequence:
@@ -166,16 +179,20 @@ class _Chunk(nn.Module):
 class _Chunks(nn.Module):
     """What DeepSpeed owns: all chunks of this process."""
 
-    def __init__(self, chunks: Sequence[GPT]) -> None:
+    def __init__(self, chunks: Sequence[GPT], expert_groups: ExpertGroups | None) -> None:
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
+        self.expert_groups = expert_groups
 
     def forward(self, index: int, batch: Batch) -> Tensor:
         return self.chunks[index](batch.input_ids, batch.position_ids, None, labels=batch.labels)
 
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
-    model = _Chunks(chunks)
+    experts = config.model.num_experts if config.parallel.experts_lie_apart else None
+    if experts is not None:
+        set_experts_apart(chunks)
+    model = _Chunks(chunks, None if experts is None else ExpertGroups(experts))
     low_precision = config.training.precision == "bf16"
     if low_precision:
         for parameter in model.parameters():
@@ -197,15 +214,16 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspe
 def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
     """AdamW whose weight decay touches matrices only."""
     options = config.optimizer
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        fused=True,
-    )
+    here = [p for p in model.parameters() if not lies_apart(p)]
+    matrices = [p for p in here if p.ndim > 1]
+    vectors = [p for p in here if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if apart := [p for p in model.parameters() if lies_apart(p)]:  # matrices all
+        groups.append({"params": apart, "weight_decay": options.weight_decay, "name": NAME, "moe": True})
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
 
 
 def _group_of_one() -> dist.ProcessGroup:

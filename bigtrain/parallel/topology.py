@@ -33,6 +33,8 @@ class Layout:
     virtual_pipeline: int
     data: int
     data_rank: int
+    expert: int
+    """Processes that share the experts of each layer, out of its tensor x data ones."""
     sequence: bool
     zero_stage: int
 
@@ -70,6 +72,8 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         tensor_model_parallel_size=p.tensor,
         pipeline_model_parallel_size=p.pipeline,
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        expert_model_parallel_size=p.expert,
+        expert_tensor_parallel_size=1,  # experts are whole: spread over more processes rather than cut
     )
     return Layout(
         world_size=dist.get_world_size(),
@@ -81,6 +85,7 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         virtual_pipeline=p.virtual_pipeline,
         data=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
+        expert=p.expert,
         sequence=p.sequence and p.tensor > 1,
         zero_stage=p.zero_stage,
     )
