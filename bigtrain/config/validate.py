@@ -132,9 +132,11 @@ def _pipeline(config: Config) -> Iterator[str]:
 def _experts(config: Config) -> Iterator[str]:
     m, p = config.model, config.parallel
     if m.num_experts is None:
-        for key, given in (("parallel.expert", p.expert > 1), ("model.moe_intermediate_size", m.moe_intermediate_size)):
-            if given:
-                yield f"{key} is for a mixture of experts; set model.num_experts or leave {key} out"
+        given = {"parallel.expert": p.expert if p.expert > 1 else None}
+        given["model.moe_intermediate_size"] = m.moe_intermediate_size
+        for key, value in given.items():
+            if value is not None:
+                yield f"{key} ({value}) is for a mixture of experts; set model.num_experts or leave {key} out"
         return
     if m.num_experts_per_tok > m.num_experts:
         yield f"model.num_experts_per_tok ({m.num_experts_per_tok}) is above model.num_experts ({m.num_experts})"
@@ -144,7 +146,7 @@ def _experts(config: Config) -> Iterator[str]:
             "router says, so that it would learn nothing; set model.norm_topk_prob=false"
         )
     if m.linear_bias:
-        yield "model.linear_bias: Megatron-core's experts have no biases; set model.linear_bias=false"
+        yield "model.linear_bias is true, but Megatron-core's experts have no biases; set model.linear_bias=false"
     if p.tensor > 1 and not p.sequence:
         yield (
             f"parallel.tensor ({p.tensor}) with experts needs parallel.sequence=true: each process of the tensor group "
@@ -158,8 +160,8 @@ def _experts(config: Config) -> Iterator[str]:
             else "without ZeRO each process counts the gradient norm from its own copy of the model"
         )
         yield (
-            f"parallel.zero_stage={p.zero_stage} cannot be had with experts and {split}: experts lie on other processes "
-            f"than the rest of the layer, and {why}; set parallel.zero_stage=1 or 2"
+            f"parallel.zero_stage={p.zero_stage} cannot be had with experts and {split}: experts lie on other "
+            f"processes than the rest of the layer, and {why}; set parallel.zero_stage=1 or 2"
         )
 
 
