@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-EXPERTS, CHOSEN = 4, 2
+LAYERS, EXPERTS, CHOSEN = 5, 4, 2
 
 
-def mixtral(vocab_size: int, layers: int = 4) -> MixtralForCausalLM:
+def mixtral(vocab_size: int) -> MixtralForCausalLM:
     """A tiny random Mixtral in float32, the same at every call."""
     torch.manual_seed(11)
     config = MixtralConfig(
         vocab_size=vocab_size,
         hidden_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=LAYERS,
         num_attention_heads=8,
         num_key_value_heads=4,
         intermediate_size=96,

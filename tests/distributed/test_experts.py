@@ -35,7 +35,7 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"zero_stage": 3},
         {**SEQUENCE, "expert": 2},
         {**SEQUENCE},
-        {"pipeline": 2, "layers_per_stage": [1, 3]},
+        {"pipeline": 2, "layers_per_stage": [1, 4]},
     ],
     4: [
         {"expert": 2},
@@ -63,16 +63,14 @@ def case_id(case: tuple[int, str, dict[str, Any]]) -> str:
     return "_".join([f"{nproc}-processes", f"{losses}-router-losses", *words])
 
 
-def config(
-    dataset: Path, losses: str, parallel: dict[str, Any], precision: str = "fp32", layers: int = 4
-) -> dict[str, Any]:
+def config(dataset: Path, losses: str, parallel: dict[str, Any], **training: Any) -> dict[str, Any]:
     """Our configuration of the oracle's model and recipe."""
     aux_coef, z_coef = LOSSES[losses]
     return {
         "model": {
             "vocab_size": 512,
             "hidden_size": 64,
-            "num_hidden_layers": layers,
+            "num_hidden_layers": plain_mixtral.LAYERS,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "moe_intermediate_size": 96,
@@ -97,7 +95,8 @@ def config(
             "global_batch_size": RECIPE.global_batch_size,
             "micro_batch_size": 2,
             "sequence_length": RECIPE.sequence_length,
-            "precision": precision,
+            "precision": "fp32",
+            **training,
         },
     }
 
@@ -123,6 +122,11 @@ def histories(
             for case in CASES
             if case[0] == nproc
         ]
+        if nproc == 2:
+            short = config(
+                dataset, "with", {"expert": 2}, precision="bf16", steps=RECIPE.warmup_steps, global_batch_size=4
+            )
+            cases += [{"name": f"bf16-{n}", "config": short, "checkpoint": checkpoint, "repeat": n} for n in (1, 16)]
         found |= train_layouts(nproc, cases)
     return found
 
@@ -159,6 +163,12 @@ def test_equals_transformers_mixtral(case: tuple[int, str, dict[str, Any]], hist
     assert drift[0] < FIRST_STEP
     assert max(drift) < ALL_STEPS
     assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
+
+
+def test_bf16_sums_the_gradients_of_experts_in_float32(histories: Histories) -> None:
+    """Sixteen times the same micro-batch: only a sum that rounds differs from the one of a single one."""
+    once, often = histories["bf16-1"][0], histories["bf16-16"][0]
+    assert often == pytest.approx(once, rel=1e-6)
 
 
 def test_the_routers_losses_are_learned_from(oracle: Any) -> None:

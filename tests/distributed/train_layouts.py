@@ -1,6 +1,7 @@
 """A worker: trains several layouts, one after the other, in one set of processes.
 
-Reads a JSON file of cases ({"name", "config", "checkpoint"}) and writes what rank 0 saw to another:
+Reads a JSON file of cases ({"name", "config", "checkpoint", and "repeat": how often a step has each
+micro-batch}) and writes what rank 0 saw to another:
 name -> [[loss, grad_norm, and of experts the router's two losses], ...].
 """
 
@@ -25,10 +26,11 @@ def train(case: dict) -> list[tuple[float, ...]]:
     engine = Engine(config, layout)
     if case.get("checkpoint"):
         store.load(catalog.read(Path(case["checkpoint"])), engine)
-    targets = config.training.global_batch_size * config.training.sequence_length
+    repeat = case.get("repeat", 1)
+    targets = config.training.global_batch_size * config.training.sequence_length * repeat
     history = []
     for step in range(config.training.steps):
-        batches = read(step * config.training.global_batch_size)
+        batches = read(step * config.training.global_batch_size) * repeat
         result = engine.train_step(batches, targets, learning_rate(config, step), step)
         router_losses = [] if result.router_losses is None else result.router_losses.tolist()
         history.append((float(result.loss), float(result.grad_norm), *router_losses))
