@@ -70,7 +70,7 @@ KNOWN_FROM_THE_CONFIGURATION = [
     (["training.steps=many"], ["training.steps", "whole number"]),
     (["--nproc", "3", "parallel.tensor=2"], ["world size 3", "tensor(2)"]),
     (["--nproc", "3", "parallel.tensor=3"], ["model.num_attention_heads (8)", "parallel.tensor (3)"]),
-    (["--nproc", "3", "parallel.pipeline=3"], ["model.num_hidden_layers (4)", "parallel.pipeline (3)"]),
+    (["--nproc", "8", "parallel.pipeline=8"], ["model.num_hidden_layers (4)", "parallel.pipeline (8)"]),
     (["--nproc", "3"], ["training.global_batch_size (4)", "data parallel (3)"]),
     (["training.micro_batch_size=3"], ["training.micro_batch_size (3)", "training.global_batch_size (4)"]),
     (["parallel.virtual_pipeline=2"], ["parallel.virtual_pipeline (2)", "parallel.pipeline"]),

@@ -48,6 +48,7 @@ def validate(config: Config, world_size: int) -> None:
         *_sequence(config),
         *_context(config),
         *_pipeline(config),
+        *_experts(config),
         *_world(config, world_size),
         *_combinations(config),
         *_schedule(config),
@@ -78,7 +79,9 @@ def _heads(config: Config) -> Iterator[str]:
 
 def _tensor(config: Config) -> Iterator[str]:
     m, tensor = config.model, config.parallel.tensor
-    shared = {"model.num_attention_heads": m.num_attention_heads, "model.intermediate_size": m.ffn_size}
+    shared = {"model.num_attention_heads": m.num_attention_heads}
+    if m.num_experts is None:  # an expert is never cut
+        shared["model.intermediate_size"] = m.ffn_size
     if m.kv_heads != m.num_attention_heads:
         shared["model.num_key_value_heads"] = m.kv_heads
     if odd := [f"{key} ({size})" for key, size in shared.items() if size % tensor]:
@@ -141,15 +144,61 @@ def _pipeline(config: Config) -> Iterator[str]:
             f"parallel.virtual_pipeline ({p.virtual_pipeline}) cuts the stages of a pipeline into chunks, "
             f"but parallel.pipeline is 1; set parallel.virtual_pipeline=1 or raise parallel.pipeline"
         )
-    elif layers % (p.pipeline * p.virtual_pipeline):
-        if p.virtual_pipeline == 1:
-            chunks, remedy = f"parallel.pipeline ({p.pipeline})", _fitting("parallel.pipeline", layers)
-        else:
-            chunks = f"parallel.pipeline ({p.pipeline}) x parallel.virtual_pipeline ({p.virtual_pipeline})"
-            remedy = _fitting("their product", layers)
+    elif layers < (chunks := p.pipeline * p.virtual_pipeline):
+        virtual = f" x parallel.virtual_pipeline ({p.virtual_pipeline})" if p.virtual_pipeline > 1 else ""
         yield (
-            f"model.num_hidden_layers ({layers}) is not divisible by {chunks}: "
-            f"each chunk holds the same number of layers; {remedy}"
+            f"model.num_hidden_layers ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
+            f"{'chunk' if virtual else 'stage'} holds at least one layer; lower "
+            f"{'one of the two' if virtual else 'parallel.pipeline'} or add layers"
+        )
+    elif p.layers_per_stage is not None:
+        each, total = p.layers_per_stage, sum(p.layers_per_stage)
+        if len(each) != chunks:
+            yield (
+                f"parallel.layers_per_stage has {len(each)} numbers for parallel.pipeline ({p.pipeline}) x "
+                f"parallel.virtual_pipeline ({p.virtual_pipeline}): give {chunks}, one a chunk in the order of the "
+                "model, or leave it out to have the layers balanced"
+            )
+        elif total != layers:
+            yield (
+                f"parallel.layers_per_stage ({' + '.join(map(str, each))}) makes {total} layers, but "
+                f"model.num_hidden_layers is {layers}"
+            )
+
+
+def _experts(config: Config) -> Iterator[str]:
+    m, p = config.model, config.parallel
+    if m.num_experts is None:
+        given = {"parallel.expert": p.expert if p.expert > 1 else None}
+        given["model.moe_intermediate_size"] = m.moe_intermediate_size
+        for key, value in given.items():
+            if value is not None:
+                yield f"{key} ({value}) is for a mixture of experts; set model.num_experts or leave {key} out"
+        return
+    if m.num_experts_per_tok > m.num_experts:
+        yield f"model.num_experts_per_tok ({m.num_experts_per_tok}) is above model.num_experts ({m.num_experts})"
+    elif m.num_experts_per_tok == 1 and m.norm_topk_prob:
+        yield (
+            "model.num_experts_per_tok is 1 and model.norm_topk_prob makes the weight of the one expert 1 whatever the "
+            "router says, so that it would learn nothing; set model.norm_topk_prob=false"
+        )
+    if m.linear_bias:
+        yield "model.linear_bias is true, but Megatron-core's experts have no biases; set model.linear_bias=false"
+    if p.tensor > 1 and not p.sequence:
+        yield (
+            f"parallel.tensor ({p.tensor}) with experts needs parallel.sequence=true: each process of the tensor group "
+            "routes its own part of the sequence"
+        )
+    if p.experts_lie_apart and p.zero_stage in (0, 3):
+        split = f"parallel.expert ({p.expert})" if p.expert > 1 else f"parallel.tensor ({p.tensor})"
+        why = (
+            "DeepSpeed's stage 3 cuts all weights over the same processes"
+            if p.zero_stage == 3
+            else "without ZeRO each process counts the gradient norm from its own copy of the model"
+        )
+        yield (
+            f"parallel.zero_stage={p.zero_stage} cannot be had with experts and {split}: experts lie on other "
+            f"processes than the rest of the layer, and {why}; set parallel.zero_stage=1 or 2"
         )
 
 
@@ -162,8 +211,15 @@ def _world(config: Config, world_size: int) -> Iterator[str]:
             f"{world_size}: start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor, "
             f"parallel.context or parallel.pipeline"
         )
-    else:
-        yield from _batch(config, world_size)
+        return
+    holders = world_size // p.pipeline
+    if config.model.num_experts and (config.model.num_experts % p.expert or holders % p.expert):
+        yield (
+            f"parallel.expert ({p.expert}) does not divide both model.num_experts ({config.model.num_experts}) and the "
+            f"tensor({p.tensor}) x data({data_parallel_size(config, world_size)}) processes that hold the same layers: "
+            f"each holds as many experts; {_fitting('parallel.expert', config.model.num_experts, holders)}"
+        )
+    yield from _batch(config, world_size)
 
 
 def _batch(config: Config, world_size: int) -> Iterator[str]:

@@ -39,6 +39,7 @@ def install() -> None:
         _stand_in_for_cuda()
         _keep_freed_memory()
     _quiet()
+    _router_without_transformer_engine()
     _deepspeed_without_compiler()
     _check_zero3_over_data_parallel_group()
     _installed = True
@@ -78,6 +79,22 @@ def _stand_in_for_cuda() -> None:
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     schedules.torch = rope_utils.torch = _TorchWithoutCuda("torch")
+    _dispatch_tokens_on_cpu()
+
+
+def _dispatch_tokens_on_cpu() -> None:
+    """How many tokens go to which process: on a CPU nothing has to be copied to it on a stream of its own."""
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    def splits_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if point == self.cuda_dtoh_point:
+            for name in ("input_splits", "output_splits", "output_splits_tp"):
+                if isinstance(splits := getattr(self, name), torch.Tensor):
+                    setattr(self, name, splits.tolist())
+        return tokens_per_expert
+
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = splits_as_lists
 
 
 def _keep_freed_memory() -> None:
@@ -97,6 +114,14 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\.")
     for name in ("megatron", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _router_without_transformer_engine() -> None:
+    """Megatron-core 0.16's router asks whether this is None, and without Transformer Engine it has no such name."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
 
 
 def _deepspeed_without_compiler() -> None:

@@ -22,11 +22,13 @@ from bigtrain.config import Config
 from bigtrain.data.loader import Batch
 from bigtrain.models.attention import PackedDocuments
 from bigtrain.models.context import part_of_sequence
+from bigtrain.models.experts import take_router_losses
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
 from bigtrain.parallel.deepspeed_config import deepspeed_config
+from bigtrain.parallel.experts import NAME, ExpertGroups, lies_apart, set_experts_apart
 from bigtrain.parallel.random import seed_step
 from bigtrain.parallel.topology import Layout, MegatronGroups
 
@@ -39,6 +41,9 @@ class StepResult:
     """Mean loss over the targets of the global batch, in nats; float32 scalar on the device."""
     grad_norm: Tensor
     """L2 norm of the whole model's gradient before clipping; float32 scalar."""
+    router_losses: Tensor | None = None
+    """Load-balancing loss and z-loss, the mean over layers and sequences, unweighted and not part of `loss`; [2]
+    float32. None without experts."""
 
 
 class Engine:
@@ -77,7 +82,7 @@ class Engine:
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(self._sum_over_world(losses) / targets, grad_norm)
+        return StepResult(self._sum_over_world(losses) / targets, grad_norm, self._router_losses(len(batches)))
 
     @contextmanager
     def _one_reduction(self) -> Iterator[None]:
@@ -135,6 +140,14 @@ class Engine:
         dist.all_reduce(total)
         return total
 
+    def _router_losses(self, micro_batches: int) -> Tensor | None:
+        model = self.config.model
+        if model.num_experts is None:
+            return None
+        total = take_router_losses(chunk.module for chunk in self.chunks)
+        dist.all_reduce(total)
+        return total / (model.num_hidden_layers * micro_batches * self.layout.data)
+
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
         if self.layout.sequence:
@@ -172,9 +185,10 @@ class _Chunk(nn.Module):
 class _Chunks(nn.Module):
     """What DeepSpeed owns: all chunks of this process."""
 
-    def __init__(self, chunks: Sequence[GPT]) -> None:
+    def __init__(self, chunks: Sequence[GPT], expert_groups: ExpertGroups | None) -> None:
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
+        self.expert_groups = expert_groups
 
     def forward(self, index: int, batch: Batch) -> Tensor:
         documents = None if batch.documents is None else PackedDocuments(batch.documents)
@@ -184,7 +198,10 @@ class _Chunks(nn.Module):
 
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
-    model = _Chunks(chunks)
+    experts = config.model.num_experts if config.parallel.experts_lie_apart else None
+    if experts is not None:
+        set_experts_apart(chunks)
+    model = _Chunks(chunks, None if experts is None else ExpertGroups(experts))
     low_precision = config.training.precision == "bf16"
     if low_precision:
         for parameter in model.parameters():
@@ -206,15 +223,16 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspe
 def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
     """AdamW whose weight decay touches matrices only."""
     options = config.optimizer
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        fused=True,
-    )
+    here = [p for p in model.parameters() if not lies_apart(p)]
+    matrices = [p for p in here if p.ndim > 1]
+    vectors = [p for p in here if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if apart := [p for p in model.parameters() if lies_apart(p)]:  # matrices all
+        groups.append({"params": apart, "weight_decay": options.weight_decay, "name": NAME, "moe": True})
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
 
 
 def _replica_group() -> dist.ProcessGroup:

@@ -38,6 +38,8 @@ class Layout:
     virtual_pipeline: int
     data: int
     data_rank: int
+    expert: int
+    """Processes that share the experts of each layer, out of its tensor x data ones."""
     sequence: bool
     zero_stage: int
 
@@ -87,6 +89,8 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
         context_parallel_size=p.context,
         create_gloo_process_groups=False,
+        expert_model_parallel_size=p.expert,
+        expert_tensor_parallel_size=1,  # experts are whole: spread over more processes rather than cut
     )
     return Layout(
         world_size=dist.get_world_size(),
@@ -100,6 +104,7 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         virtual_pipeline=p.virtual_pipeline,
         data=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
+        expert=p.expert,
         sequence=p.sequence and p.tensor > 1,
         zero_stage=p.zero_stage,
     )

@@ -155,6 +155,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
         "tokens": run.state.tokens,
         "loss": loss,
         "grad_norm": grad_norm,
+        **_router_losses(result),
         "learning_rate": lr,
         "step_seconds": step_seconds,
         "data_seconds": data_seconds,
@@ -164,6 +165,12 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
     }
     _publish(run, row)
     run.progress.update(row)
+
+
+def _router_losses(result: StepResult) -> dict[str, float]:
+    if result.router_losses is None:
+        return {}
+    return dict(zip(("router_aux_loss", "router_z_loss"), result.router_losses.tolist(), strict=True))
 
 
 def _publish(run: Run, row: dict[str, Any]) -> None:

@@ -50,12 +50,14 @@ STATE = TrainingState(0, 0, 0)
 MODELS = {
     "tied": ["model.tie_word_embeddings=true", "model.linear_bias=true", "model.normalization=layernorm"],
     "untied": ["model.position_embedding=learned", "model.gated_mlp=false"],
+    "experts": ["model.num_experts=4", "model.moe_intermediate_size=24", "model.num_hidden_layers=5"],
 }
 LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
     "sequence": ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=3"],
     "pipeline": ["parallel.pipeline=2"],
     "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.zero_stage=2"],
+    "uneven": ["parallel.pipeline=2", "parallel.layers_per_stage=[3,1]"],
     "pipeline-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
     **{f"data-zero{stage}": [f"parallel.zero_stage={stage}"] for stage in range(4)},
     "context": ["parallel.context=2"],
@@ -63,7 +65,26 @@ LAYOUTS = {
     "context-zero3": ["parallel.context=2", "parallel.zero_stage=3"],
     "data-offload": ["parallel.zero_stage=2", "parallel.offload=optimizer"],
 }
-CASES = [*(("tied", layout) for layout in LAYOUTS), ("untied", "tensor"), ("untied", "pipeline"), ("untied", "context")]
+OF_EXPERTS = {
+    "expert": ["parallel.expert=2"],
+    "expert-zero2": ["parallel.expert=2", "parallel.zero_stage=2"],
+    "expert-tensor": ["parallel.expert=2", "parallel.tensor=2", "parallel.sequence=true"],
+    "copied-over-tensor": ["parallel.tensor=2", "parallel.sequence=true"],
+    "copied-over-data": ["parallel.zero_stage=0"],
+    "uneven-interleaved": [
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "parallel.layers_per_stage=[1,2,1,1]",
+    ],
+    "balanced-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
+}
+CASES = [
+    *(("tied", layout) for layout in LAYOUTS),
+    ("untied", "tensor"),
+    ("untied", "pipeline"),
+    ("untied", "context"),
+    *(("experts", layout) for layout in OF_EXPERTS),
+]
 
 
 def a_batch() -> list[Batch]:
@@ -96,7 +117,11 @@ def folder(tiny: Callable[..., Config], world: Layout, tmp_path_factory: pytest.
         engine.close()
     (folder / "losses-of-one.json").write_text(json.dumps(losses))
     cases = [
-        {"name": f"{model}-{layout}", "words": MODELS[model] + LAYOUTS[layout], "trained": str(trained[model])}
+        {
+            "name": f"{model}-{layout}",
+            "words": MODELS[model] + (LAYOUTS | OF_EXPERTS)[layout],
+            "trained": str(trained[model]),
+        }
         for model, layout in CASES
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -113,6 +138,14 @@ def test_two_processes_hold_what_one_does(model: str, layout: str, here: str, th
     one, two = plainly(folder / model / here), plainly(folder / f"{model}-{layout}" / there)
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_number_is_written_once(model: str, layout: str, folder: Path) -> None:
+    path = next((folder / f"{model}-{layout}" / "again").glob("step-*"))
+    for name, tensor in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        assert sum(chunk.sizes.numel() for chunk in tensor.chunks) == tensor.size.numel(), name
 
 
 @pytest.mark.distributed

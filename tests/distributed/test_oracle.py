@@ -25,6 +25,7 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"tensor": 2, "sequence": False},
         {"pipeline": 2},
         {"pipeline": 2, "virtual_pipeline": 2},
+        {"pipeline": 2, "layers_per_stage": [3, 1]},
         {"pipeline": 2, "zero_stage": 3},
         *({"zero_stage": stage} for stage in (0, 1, 2, 3)),
         {"zero_stage": 2, "offload": "optimizer"},
@@ -54,7 +55,7 @@ CASES = [
 
 def case_id(case: tuple[int, bool, dict[str, Any]]) -> str:
     nproc, tied, parallel = case
-    words = [f"{key}-{value}" for key, value in parallel.items()]
+    words = [f"{key}-{value}".replace(" ", "") for key, value in parallel.items()]
     return "_".join([f"{nproc}-processes", "tied" if tied else "untied", *words])
 
 
@@ -104,7 +105,8 @@ def histories(
     folder = tmp_path_factory.mktemp("oracle")
     for tied in (True, False):
         model = plain.llama(512, tied)
-        plain.write_checkpoint(model, config(dataset, tied, 512, {})["model"], folder / f"tied-{tied}")
+        weights = plain.megatron_weights(model)
+        plain.write_checkpoint(weights, config(dataset, tied, 512, {})["model"], folder / f"tied-{tied}")
     found = {}
     for nproc in LAYOUTS:
         cases = [
