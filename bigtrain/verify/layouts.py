@@ -7,7 +7,7 @@ from typing import Any
 from bigtrain.config import Config, ParallelConfig, validate
 from bigtrain.errors import ConfigError
 
-AXES = ("tensor", "context", "pipeline", "virtual_pipeline", "sequence", "zero_stage")
+AXES = ("tensor", "context", "expert", "pipeline", "virtual_pipeline", "sequence", "zero_stage")
 
 
 def legal_layouts(config: Config, small: Config, world_size: int, pinned: Collection[str]) -> list[ParallelConfig]:
@@ -31,6 +31,7 @@ def _candidates(given: ParallelConfig, world_size: int, pinned: Collection[str])
     choices: dict[str, list[Any]] = {
         "tensor": divisors,
         "context": divisors,
+        "expert": divisors,
         "pipeline": divisors,
         "virtual_pipeline": [1, 2],
         "sequence": [False, True],
@@ -38,7 +39,7 @@ def _candidates(given: ParallelConfig, world_size: int, pinned: Collection[str])
     }
     choices |= {axis: [getattr(given, axis)] for axis in pinned}
     for values in itertools.product(*(choices[axis] for axis in AXES)):
-        layout = given.model_copy(update=dict(zip(AXES, values, strict=True)))
+        layout = given.model_copy(update={"layers_per_stage": None, **dict(zip(AXES, values, strict=True))})
         if layout.sequence and layout.tensor == 1 and "sequence" not in pinned:
             continue  # says nothing
         yield layout
@@ -65,6 +66,7 @@ def name(layout: ParallelConfig, world_size: int) -> str:
     sizes = {
         "TP": layout.tensor,
         "CP": layout.context,
+        "EP": layout.expert,
         "PP": layout.pipeline,
         "VPP": layout.virtual_pipeline,
         "DP": world_size // layout.model_parallel_size,
