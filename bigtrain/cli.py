@@ -43,6 +43,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Precision(StrEnum):
+    """Types of weights and activations."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class TokenizerType(StrEnum):
     """Kinds of SentencePiece models."""
 
@@ -53,6 +60,8 @@ class TokenizerType(StrEnum):
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Pattern = Annotated[str, typer.Option(help="File names to take from folders.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Folder or file names to leave out.")]
+Nproc = Annotated[int, typer.Option(help="Processes to share the work among, on this machine.", min=1)]
+Certificate = Annotated[Path | None, typer.Option(help="Where to write what was found, as JSON.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Such as parallel.tensor=2.")]
 
 
@@ -211,7 +220,7 @@ def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a data
 
 @convert_app.command("to-hf")
 def convert_to_hf(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or one step's folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="A run's folder (its newest checkpoint), or one step's; or a URL.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
     verify: Annotated[bool, typer.Option(help="Compare both models' logits on real text; fail if they differ.")] = True,
     dtype: Annotated[Dtype, typer.Option(help="Type of the saved weights.")] = Dtype.float32,
@@ -219,9 +228,10 @@ def convert_to_hf(
     text: Annotated[Path | None, typer.Option(help="Text file to compare on, in place of the validation data.")] = None,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face folder."""
+    from bigtrain.checkpoint.places import place
     from bigtrain.convert.to_hf import convert_to_hf as convert
 
-    made = convert(checkpoint, output, dtype=dtype.value, verify=verify, tokenizer=tokenizer, text=text)
+    made = convert(place(checkpoint), output, dtype=dtype.value, verify=verify, tokenizer=tokenizer, text=text)
     out.print(made.describe(), markup=False)
 
 
@@ -256,6 +266,72 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     for label, value in made.summary.rows():
         out.print(f"{label:<28}{value}", markup=False)
     out.print(f"{made.png}\n{made.page}", markup=False)
+
+
+@app.command("verify-layouts")
+def verify_layouts(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Nproc = 4,
+    steps: Annotated[int, typer.Option(help="Of each layout.", min=1)] = 5,
+    precision: Annotated[Precision, typer.Option(help="Type of weights and activations.")] = Precision.fp32,
+    resume: Annotated[bool, typer.Option("--resume", help="Carry one run through all layouts instead.")] = False,
+    certificate: Certificate = None,
+) -> None:
+    """Train a small copy of the configuration under every legal layout, and compare with one process.
+
+    A layout option that is given as parallel.KEY=VALUE is not varied.
+    """
+    from bigtrain.config import load_config
+    from bigtrain.verify import layouts_agree
+    from bigtrain.verify.tables import arrow_table, row_table
+
+    loaded = load_config(config, overrides or [])
+    pinned = [
+        word.partition("=")[0].removeprefix("parallel.") for word in overrides or [] if word.startswith("parallel.")
+    ]
+    if resume:
+        chain = layouts_agree.verify_resume(loaded, nproc, pinned, steps, precision.value)
+        out.print(arrow_table(chain.arrows), row_table(chain.rows))
+        found, agrees = chain.to_json(), chain.holds
+    else:
+        verdict = layouts_agree.verify_layouts(loaded, nproc, _pinned(overrides), steps, precision.value)
+        out.print(
+            row_table(verdict.rows, verdict.failed), f"one process that sums in other orders: {verdict.control:.1e}"
+        )
+        found, agrees = verdict.to_json(), verdict.all_agree
+    if certificate:
+        certificate.write_text(found)
+    out.print("all agree" if agrees else "[bold red]not all agree[/]")
+    sys.exit(0 if agrees else 1)
+
+
+@app.command("verify-masks")
+def verify_masks(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Nproc = 4,
+    certificate: Certificate = None,
+) -> None:
+    """Show that no token sees a later one, nor another document, in any layout of a small copy of the configuration.
+
+    A layout option that is given as parallel.KEY=VALUE is not varied.
+    """
+    from bigtrain.config import load_config
+    from bigtrain.verify import masks
+    from bigtrain.verify.tables import mask_table
+
+    found = masks.verify_masks(load_config(config, overrides or []), nproc, _pinned(overrides))
+    out.print(mask_table(found.rows, found.failed))
+    if certificate:
+        certificate.write_text(found.to_json())
+    out.print("nothing leaks" if found.all_tight else "[bold red]not all is tight[/]")
+    sys.exit(0 if found.all_tight else 1)
+
+
+def _pinned(overrides: list[str] | None) -> list[str]:
+    keys = [word.partition("=")[0] for word in overrides or []]
+    return [key.removeprefix("parallel.") for key in keys if key.startswith("parallel.")]
 
 
 @app.command()

@@ -33,5 +33,9 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, damaged or of another model."""
 
 
+class StorageError(UserError):
+    """A checkpoint that cannot be written: the disk is full, or the folder is closed to us."""
+
+
 class ConversionError(UserError):
     """A model that cannot be converted, or whose conversion failed its verification."""

@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "bigtrain"
 FLOORS = (  # a room imports what stands below its own floor, and itself
     ("cli", "__main__"),
+    ("verify",),
     ("launch",),
     ("finetune", "evaluate", "convert", "plan", "report"),
     ("training",),

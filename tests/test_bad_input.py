@@ -2,11 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ class Scene:
     dataset: Path
     config: dict[str, Any]
 
-    def pretrain(self, *words: Any) -> subprocess.CompletedProcess[str]:
+    def pretrain(self, *words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         path = self.folder / "run.yaml"
         path.write_text(yaml.safe_dump(self.config))
         command = [sys.executable, "-m", "bigtrain", "pretrain", str(path), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ KNOWN_FROM_THE_CONFIGURATION = [
     (["training.steps=many"], ["training.steps", "whole number"]),
     (["--nproc", "3", "parallel.tensor=2"], ["world size 3", "tensor(2)"]),
     (["--nproc", "3", "parallel.tensor=3"], ["model.num_attention_heads (8)", "parallel.tensor (3)"]),
-    (["--nproc", "3", "parallel.pipeline=3"], ["model.num_hidden_layers (4)", "parallel.pipeline (3)"]),
+    (["--nproc", "8", "parallel.pipeline=8"], ["model.num_hidden_layers (4)", "parallel.pipeline (8)"]),
     (["--nproc", "3"], ["training.global_batch_size (4)", "data parallel (3)"]),
     (["training.micro_batch_size=3"], ["training.micro_batch_size (3)", "training.global_batch_size (4)"]),
     (["parallel.virtual_pipeline=2"], ["parallel.virtual_pipeline (2)", "parallel.pipeline"]),
@@ -179,6 +180,9 @@ def test_resuming_what_cannot_be_resumed(scene: Scene) -> None:
 
     checkpoint = scene.folder / "run/checkpoints/step-00000001"
     part = next(checkpoint.glob("*.distcp"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:500_000] + bytes([whole[500_000] ^ 1]) + whole[500_001:])
+    assert_refused(scene.pretrain("training.steps=2"), f"{part} is damaged between the bytes", "remove its folder")
     with part.open("r+b") as file:
         file.truncate(10)
     assert_refused(scene.pretrain("training.steps=2"), part.name, "10 bytes")
@@ -187,6 +191,37 @@ def test_resuming_what_cannot_be_resumed(scene: Scene) -> None:
     marker["format_version"] = 99
     (checkpoint / "complete.json").write_text(json.dumps(marker))
     assert_refused(scene.pretrain("training.steps=2"), "format version 99")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder with room for one checkpoint and a half, and what `Popen` needs for it.
+
+    A disk of that size for root; for others, or where it may not mount, a limit on the size of files.
+    """
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5000k", "none", folder], capture_output=True)
+    if mounted.returncode == 0:
+        yield folder, {}
+        subprocess.run(["umount", folder], check=True)
+    else:
+        yield folder, {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))}
+
+
+@pytest.mark.parametrize("in_background", ["true", "false"])
+def test_a_full_disk(scene: Scene, small_disk: tuple[Path, dict[str, Any]], in_background: str) -> None:
+    """The checkpoint before stays, and nothing that is half-written."""
+    folder, limit = small_disk
+    words = [f"checkpoint.dir={folder}", f"checkpoint.async_save={in_background}", "checkpoint.interval=1"]
+    assert scene.pretrain(*words).returncode == 0
+    assert_refused(
+        scene.pretrain(*words, "training.steps=9", **limit),
+        f"{folder}/.step-00000002.writing/__0_0.distcp cannot be written: ",
+        "bytes are free there",
+        "Earlier checkpoints are as they were",
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000001"]
 
 
 def test_a_file_that_is_not_a_configuration(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from bigtrain.checkpoint.places import place
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import EXIT_USER_ERROR, UserError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a run's folder (its newest checkpoint), or one step's folder")
+    parser.add_argument(
+        "checkpoint", type=place, help="a run's folder (its newest checkpoint), or one step's; or a URL"
+    )
     parser.add_argument("output", type=Path, help="the folder to make")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
     parser.add_argument("--verify", action="store_true", help="compare both models' logits; fail if they differ")

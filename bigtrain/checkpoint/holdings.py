@@ -51,9 +51,9 @@ def _of_parameter(
 ) -> Iterator[Holding]:
     count = views["weight"].numel()
     low, high = start, start + count
-    if to_save and engine.layout.zero_stage == 0:  # every data-parallel rank holds everything and writes its part
-        low = count * engine.layout.data_rank // engine.layout.data
-        high = count * (engine.layout.data_rank + 1) // engine.layout.data
+    if to_save and engine.layout.zero_stage == 0:  # every replica holds everything and writes its part
+        low = count * engine.layout.replica_rank // engine.layout.replicas
+        high = count * (engine.layout.replica_rank + 1) // engine.layout.replicas
     for box in sharded.boxes:
         if to_save and not box.is_first_copy:
             continue

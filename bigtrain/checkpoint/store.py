@@ -1,26 +1,26 @@
 """Save and load: every process writes what it holds, and reads what it will hold."""
 
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from bigtrain.checkpoint.catalog import FORMAT_VERSION, Checkpoint, TrainingState, prune, publish
-from bigtrain.checkpoint.holdings import adam_step, finish_load, holdings
-from bigtrain.checkpoint.planners import LoadPlanner, SavePlanner, state_dict
+from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
+from bigtrain.checkpoint.files import reader
+from bigtrain.checkpoint.holdings import finish_load, holdings
+from bigtrain.checkpoint.planners import LoadPlanner, state_dict
+from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
-from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
 def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, Any], keep_last: int) -> Path:
-    """Write a checkpoint; all ranks call it, each writes what it holds.
+    """Write one checkpoint and wait for it; all ranks call it, each writes what it holds.
 
     Args:
-        folder: `RUN/checkpoints`.
+        folder: Where checkpoints lie.
         engine: Model and optimizer.
         state: Where the run stands.
         data: What decides the order of samples; compared on resume.
@@ -28,30 +28,12 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        StorageError: The disk is full.
     """
-    final = folder / f"step-{state.step:08d}"
-    aside = folder / f".step-{state.step:08d}.writing"
-    with topology.together():
-        if engine.layout.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-    held = holdings(engine, to_save=True)
-    writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
-    dcp.save(state_dict(held), storage_writer=writer, planner=SavePlanner(held))
-    with topology.together():
-        if engine.layout.rank == 0:
-            marker = {
-                "format_version": FORMAT_VERSION,
-                **asdict(state),
-                "adam_step": adam_step(engine),
-                "model": engine.config.model.model_dump(mode="json"),
-                "layout": engine.layout.describe(),
-                "data": dict(data),
-                "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
-            }
-            publish(folder, aside, final, marker)
-            prune(folder, keep_last)
-    return final
+    with closing(Saver(folder, engine, data, keep_last=keep_last, in_background=False)) as saver:
+        return saver.save(state)
 
 
 def load(checkpoint: Checkpoint, engine: Engine) -> None:
@@ -62,7 +44,7 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     """
     held = holdings(engine, to_save=False)
     try:
-        dcp.load(state_dict(held), storage_reader=dcp.FileSystemReader(checkpoint.path), planner=LoadPlanner(held))
+        dcp.load(state_dict(held), storage_reader=reader(checkpoint), planner=LoadPlanner(held))
     except dcp.api.CheckpointException as error:
         causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
         raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error

@@ -16,7 +16,7 @@ from bigtrain.config.schema import (
     TokenizerConfig,
     TrainingConfig,
 )
-from bigtrain.config.validate import data_parallel_size, micro_batches, validate
+from bigtrain.config.validate import data_parallel_size, exchanges_heads, micro_batches, validate
 
 __all__ = [
     "CheckpointConfig",
@@ -30,6 +30,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainingConfig",
     "data_parallel_size",
+    "exchanges_heads",
     "load_config",
     "micro_batches",
     "parse_config",

@@ -91,6 +91,8 @@ def _words(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return any_of([str(part) for part in parts])
     if origin is tuple:
         return f"a list of {len(parts)}, each {_words(parts[0])}"
+    if origin is list:
+        return f"a list, each {_words(parts[0])}"
     # a Field inside an Annotated holds its constraints in a list
     constraints = [constraint for item in metadata for constraint in getattr(item, "metadata", [item])]
     bounds = [

@@ -67,6 +67,20 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections alone (Qwen2)."""
     tie_word_embeddings: bool = False
     """The output layer uses the embedding's weights."""
+    num_experts: PositiveInt | None = None
+    """Feed-forward blocks of each layer, of which a router picks `num_experts_per_tok` for each token (mixture of
+    experts, arXiv:2101.03961); default: one, without a router."""
+    num_experts_per_tok: PositiveInt = 2
+    """Experts that a token meets."""
+    moe_intermediate_size: PositiveInt | None = None
+    """Inner width of one expert; default: `intermediate_size`."""
+    norm_topk_prob: bool = True
+    """The weights of the chosen experts sum to one (Mixtral); false leaves them as the softmax over all gives them."""
+    router_aux_loss_coef: NonNegative = 0.01
+    """Weight of the load-balancing loss (Switch Transformer, arXiv:2101.03961, equation 4; its alpha is the default),
+    taken over each sequence and added for each layer; 1 where all experts get as much."""
+    router_z_loss_coef: NonNegative = 0.001
+    """Weight of the router's z-loss (ST-MoE, arXiv:2202.08906, equation 5; its default), added for each layer."""
     hidden_dropout: Probability = 0.0
     """Dropout probability after the embedding and each sub-layer."""
     attention_dropout: Probability = 0.0
@@ -87,8 +101,9 @@ class ModelConfig(Section):
 
     @property
     def ffn_size(self) -> int:
-        """Inner width of the feed-forward block, the default applied."""
-        return self.intermediate_size or 4 * self.hidden_size
+        """Inner width of the feed-forward block, or of one expert, the default applied."""
+        expert = self.moe_intermediate_size if self.num_experts else None
+        return expert or self.intermediate_size or 4 * self.hidden_size
 
 
 class TokenizerConfig(Section):
@@ -108,6 +123,9 @@ class DataConfig(Section):
     """The same for held-out text; default: no validation."""
     shuffle: bool = True
     """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
+    packing: Literal["contiguous", "documents"] = "contiguous"
+    """How documents share a sample: in one stream that attention reads across, or each on its own, unseen by its
+    neighbours and with positions that begin at 0."""
     mask_document_boundaries: bool = False
     """Leave the first token of every document out of the loss: nothing before it says what it is."""
 
@@ -121,19 +139,35 @@ class ParallelConfig(Section):
     """Processes that share the layers (1F1B, arXiv:2104.04473)."""
     virtual_pipeline: PositiveInt = 1
     """Chunks of layers per pipeline stage; above 1 the schedule is interleaved."""
+    layers_per_stage: list[PositiveInt] | None = None
+    """Layers of each chunk in the order of the model: one number a stage, or with `virtual_pipeline` chunk 0 of every
+    stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer counted in the last."""
     sequence: bool = False
     """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);
     says nothing where `tensor` is 1."""
+    context: PositiveInt = 1
+    """Processes that share each sequence. For attention they exchange heads (Ulysses,
+    arXiv:2309.14509) where the heads of a process divide, else send keys and values around a ring
+    (arXiv:2310.01889)."""
+    expert: PositiveInt = 1
+    """Processes that share the experts of each layer, out of the tensor x data ones that hold the same layers;
+    tokens travel to their experts and back (GShard, arXiv:2006.16668)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is split over the data-parallel group (ZeRO, arXiv:1910.02054): 0 nothing, 1 the
-    optimizer's state, 2 the gradients as well, 3 the weights as well."""
+    """What is split over the processes of data and context parallel together (ZeRO,
+    arXiv:1910.02054): 0 nothing, 1 the optimizer's state, 2 the gradients as well, 3 the weights as
+    well."""
     offload: Literal["none", "optimizer"] = "none"
     """Keep the optimizer's state and its step on the CPU."""
 
     @property
     def model_parallel_size(self) -> int:
-        """Processes that together hold one copy of the model."""
-        return self.tensor * self.pipeline
+        """Processes that together work on one sample."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def experts_lie_apart(self) -> bool:
+        """Whether a layer's experts, never cut themselves, lie on other processes than the rest of the layer."""
+        return self.expert > 1 or self.tensor > 1
 
 
 class OptimizerConfig(Section):
@@ -196,14 +230,23 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
+    """When the run is saved, where to, and what is kept."""
 
+    dir: Text | None = None
+    """A folder, or a URL that fsspec can write such as `s3://bucket/run` (`pip install 'bigtrain[remote]'`);
+    default: `checkpoints` in the run's folder. Keys and endpoints come from the environment, as the storage's
+    own tools read them: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on."""
     interval: NonNegativeInt = 1000
     """Steps between two checkpoints; 0: only after the last step. One is written at the end."""
+    async_save: bool = True
+    """Training goes on while a checkpoint is written; it stops for a copy to host memory alone, which
+    takes as much as this process saves. One is written at a time: a save that is due sooner waits."""
     keep_last: NonNegativeInt = 2
     """How many of the newest checkpoints are kept; 0 keeps all."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of so many steps are kept for ever, besides `keep_last`; 0: none."""
     resume: bool = True
-    """Continue from the newest complete checkpoint in the run's folder, if there is one."""
+    """Continue from the newest complete checkpoint in `dir`, if there is one."""
 
 
 class LoggingConfig(Section):

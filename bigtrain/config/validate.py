@@ -5,7 +5,7 @@ that is broken, with the numbers and the remedy.
 """
 
 from collections.abc import Iterator
-from math import gcd
+from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
@@ -17,6 +17,15 @@ _SHOWN = 64  # no larger group is suggested: a remedy is a short list
 def data_parallel_size(config: Config, world_size: int) -> int:
     """Copies of the model among `world_size` processes."""
     return world_size // config.parallel.model_parallel_size
+
+
+def exchanges_heads(config: Config) -> bool:
+    """Whether context parallel exchanges heads for attention, or else keys and values around a ring.
+
+    The former where the query heads and the key/value heads of a process both divide by `parallel.context`.
+    """
+    m, p = config.model, config.parallel
+    return all((heads // p.tensor) % p.context == 0 for heads in (m.num_attention_heads, m.kv_heads))
 
 
 def micro_batches(config: Config, world_size: int) -> int:
@@ -37,11 +46,14 @@ def validate(config: Config, world_size: int) -> None:
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),
+        *_context(config),
         *_pipeline(config),
+        *_experts(config),
         *_world(config, world_size),
         *_combinations(config),
         *_schedule(config),
         *_validation(config),
+        *_checkpoint(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -67,7 +79,9 @@ def _heads(config: Config) -> Iterator[str]:
 
 def _tensor(config: Config) -> Iterator[str]:
     m, tensor = config.model, config.parallel.tensor
-    shared = {"model.num_attention_heads": m.num_attention_heads, "model.intermediate_size": m.ffn_size}
+    shared = {"model.num_attention_heads": m.num_attention_heads}
+    if m.num_experts is None:  # an expert is never cut
+        shared["model.intermediate_size"] = m.ffn_size
     if m.kv_heads != m.num_attention_heads:
         shared["model.num_key_value_heads"] = m.kv_heads
     if odd := [f"{key} ({size})" for key, size in shared.items() if size % tensor]:
@@ -89,11 +103,37 @@ def _sequence(config: Config) -> Iterator[str]:
             f"training.sequence_length ({length}) is above model.max_position_embeddings "
             f"({m.max_position_embeddings}); lower one or raise the other"
         )
-    if p.sequence and length % p.tensor:
+    tensor = p.tensor if p.sequence else 1
+    if p.context == 1 and length % tensor:
         yield (
             f"training.sequence_length ({length}) is not divisible by parallel.tensor ({p.tensor}): with "
             f"parallel.sequence each process holds as many tokens; "
             f"training.sequence_length={_next(length, p.tensor)} would fit"
+        )
+    elif p.context > 1 and length % (parts := p.context * lcm(2, tensor)):
+        also = f", which parallel.sequence splits over parallel.tensor ({tensor})" if tensor > 1 else ""
+        yield (
+            f"training.sequence_length ({length}) is not divisible by {parts}: with parallel.context ({p.context}) "
+            f"each process holds two equally long pieces of it{also}; "
+            f"training.sequence_length={_next(length, parts)} would fit"
+        )
+
+
+def _context(config: Config) -> Iterator[str]:
+    m, p = config.model, config.parallel
+    heads, kv_heads = m.num_attention_heads // p.tensor, m.kv_heads // p.tensor
+    if kv_heads and m.attention_dropout and not exchanges_heads(config):
+        yield (
+            f"model.attention_dropout ({m.attention_dropout}) cannot be had with parallel.context ({p.context}), which "
+            f"does not divide the {heads} query and {kv_heads} key/value heads of a process: keys and values go around "
+            f"a ring, whose blocks drop nothing; set model.attention_dropout=0.0, or "
+            f"{_fitting('parallel.context', heads, kv_heads)}"
+        )
+    if kv_heads and config.data.packing == "documents" and not exchanges_heads(config):
+        yield (
+            f"data.packing=documents cannot be had with parallel.context ({p.context}), which does not divide the "
+            f"{heads} query and {kv_heads} key/value heads of a process: keys and values go around a ring, which "
+            f"knows no documents; set data.packing=contiguous, or {_fitting('parallel.context', heads, kv_heads)}"
         )
 
 
@@ -104,15 +144,61 @@ def _pipeline(config: Config) -> Iterator[str]:
             f"parallel.virtual_pipeline ({p.virtual_pipeline}) cuts the stages of a pipeline into chunks, "
             f"but parallel.pipeline is 1; set parallel.virtual_pipeline=1 or raise parallel.pipeline"
         )
-    elif layers % (p.pipeline * p.virtual_pipeline):
-        if p.virtual_pipeline == 1:
-            chunks, remedy = f"parallel.pipeline ({p.pipeline})", _fitting("parallel.pipeline", layers)
-        else:
-            chunks = f"parallel.pipeline ({p.pipeline}) x parallel.virtual_pipeline ({p.virtual_pipeline})"
-            remedy = _fitting("their product", layers)
+    elif layers < (chunks := p.pipeline * p.virtual_pipeline):
+        virtual = f" x parallel.virtual_pipeline ({p.virtual_pipeline})" if p.virtual_pipeline > 1 else ""
         yield (
-            f"model.num_hidden_layers ({layers}) is not divisible by {chunks}: "
-            f"each chunk holds the same number of layers; {remedy}"
+            f"model.num_hidden_layers ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
+            f"{'chunk' if virtual else 'stage'} holds at least one layer; lower "
+            f"{'one of the two' if virtual else 'parallel.pipeline'} or add layers"
+        )
+    elif p.layers_per_stage is not None:
+        each, total = p.layers_per_stage, sum(p.layers_per_stage)
+        if len(each) != chunks:
+            yield (
+                f"parallel.layers_per_stage has {len(each)} numbers for parallel.pipeline ({p.pipeline}) x "
+                f"parallel.virtual_pipeline ({p.virtual_pipeline}): give {chunks}, one a chunk in the order of the "
+                "model, or leave it out to have the layers balanced"
+            )
+        elif total != layers:
+            yield (
+                f"parallel.layers_per_stage ({' + '.join(map(str, each))}) makes {total} layers, but "
+                f"model.num_hidden_layers is {layers}"
+            )
+
+
+def _experts(config: Config) -> Iterator[str]:
+    m, p = config.model, config.parallel
+    if m.num_experts is None:
+        given = {"parallel.expert": p.expert if p.expert > 1 else None}
+        given["model.moe_intermediate_size"] = m.moe_intermediate_size
+        for key, value in given.items():
+            if value is not None:
+                yield f"{key} ({value}) is for a mixture of experts; set model.num_experts or leave {key} out"
+        return
+    if m.num_experts_per_tok > m.num_experts:
+        yield f"model.num_experts_per_tok ({m.num_experts_per_tok}) is above model.num_experts ({m.num_experts})"
+    elif m.num_experts_per_tok == 1 and m.norm_topk_prob:
+        yield (
+            "model.num_experts_per_tok is 1 and model.norm_topk_prob makes the weight of the one expert 1 whatever the "
+            "router says, so that it would learn nothing; set model.norm_topk_prob=false"
+        )
+    if m.linear_bias:
+        yield "model.linear_bias is true, but Megatron-core's experts have no biases; set model.linear_bias=false"
+    if p.tensor > 1 and not p.sequence:
+        yield (
+            f"parallel.tensor ({p.tensor}) with experts needs parallel.sequence=true: each process of the tensor group "
+            "routes its own part of the sequence"
+        )
+    if p.experts_lie_apart and p.zero_stage in (0, 3):
+        split = f"parallel.expert ({p.expert})" if p.expert > 1 else f"parallel.tensor ({p.tensor})"
+        why = (
+            "DeepSpeed's stage 3 cuts all weights over the same processes"
+            if p.zero_stage == 3
+            else "without ZeRO each process counts the gradient norm from its own copy of the model"
+        )
+        yield (
+            f"parallel.zero_stage={p.zero_stage} cannot be had with experts and {split}: experts lie on other "
+            f"processes than the rest of the layer, and {why}; set parallel.zero_stage=1 or 2"
         )
 
 
@@ -121,11 +207,19 @@ def _world(config: Config, world_size: int) -> Iterator[str]:
     if world_size % p.model_parallel_size:
         near = max(1, world_size // p.model_parallel_size) * p.model_parallel_size
         yield (
-            f"tensor({p.tensor}) x pipeline({p.pipeline}) x data(?) does not make world size {world_size}: "
-            f"start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor or parallel.pipeline"
+            f"tensor({p.tensor}) x context({p.context}) x pipeline({p.pipeline}) x data(?) does not make world size "
+            f"{world_size}: start {near} or {near + p.model_parallel_size} processes, or change parallel.tensor, "
+            f"parallel.context or parallel.pipeline"
         )
-    else:
-        yield from _batch(config, world_size)
+        return
+    holders = world_size // p.pipeline
+    if config.model.num_experts and (config.model.num_experts % p.expert or holders % p.expert):
+        yield (
+            f"parallel.expert ({p.expert}) does not divide both model.num_experts ({config.model.num_experts}) and the "
+            f"tensor({p.tensor}) x data({data_parallel_size(config, world_size)}) processes that hold the same layers: "
+            f"each holds as many experts; {_fitting('parallel.expert', config.model.num_experts, holders)}"
+        )
+    yield from _batch(config, world_size)
 
 
 def _batch(config: Config, world_size: int) -> Iterator[str]:
@@ -188,6 +282,16 @@ def _validation(config: Config) -> Iterator[str]:
         yield (
             f"training.{asked[0]} ({getattr(t, asked[0])}) asks for validation, but data.validation names no dataset; "
             f"give one or set training.{asked[0]}=0"
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    c = config.checkpoint
+    if c.keep_every and (c.interval == 0 or c.keep_every % c.interval):
+        remedy = f"try checkpoint.keep_every={_next(c.keep_every, c.interval)}" if c.interval else "give an interval"
+        yield (
+            f"checkpoint.keep_every ({c.keep_every}) is not a multiple of checkpoint.interval ({c.interval}): "
+            f"what is to be kept must be saved; {remedy}"
         )
 
 

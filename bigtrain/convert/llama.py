@@ -32,6 +32,7 @@ SHAPE = {
     "gated_mlp": True,
     "linear_bias": False,
     "qkv_bias": False,
+    "num_experts": None,
 }
 """Keys of the `model` section that make a model a Llama."""
 

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import CheckpointError, ConversionError
@@ -22,7 +23,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such folder; give a run's folder or one of its checkpoints")
     if path.name.startswith("step-") or (path / catalog.MARKER).exists():
         return catalog.read(path)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folder = _checkpoints(path)
     found = catalog.newest(folder)
     if found is None:
         unfinished = sorted(part.name for part in folder.glob("*step-*"))
@@ -31,19 +32,29 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def run_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder of the run that wrote the checkpoint, where it still lies inside it."""
+def _checkpoints(path: Path) -> Path:
+    """Where the checkpoints of a run's folder lie; `path` itself, if it is none."""
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints"
+    return checkpoint_folder(load_config(path / "config.yaml")) if (path / "config.yaml").is_file() else path
+
+
+def run_folder(checkpoint: Checkpoint, given: Path) -> Path | None:
+    """The folder of the run that wrote the checkpoint: what was `given`, or where the checkpoint lies inside it."""
+    if (given / "config.yaml").is_file():
+        return given
+    if not is_local(checkpoint.path):
+        return None
     run = checkpoint.path.resolve().parent.parent
     return run if (run / "config.yaml").is_file() else None
 
 
-def run_config(checkpoint: Checkpoint) -> Config | None:
-    """The configuration of the run that wrote the checkpoint, where it still lies inside its folder.
+def run_config(run: Path | None) -> Config | None:
+    """The configuration of a run, if its folder is known.
 
     Raises:
         ConfigError: Its `config.yaml` cannot be understood.
     """
-    run = run_folder(checkpoint)
     return None if run is None else load_config(run / "config.yaml")
 
 

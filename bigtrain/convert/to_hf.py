@@ -49,7 +49,7 @@ def convert_to_hf(
     """Write a checkpoint's model as a Hugging Face folder.
 
     Args:
-        checkpoint: A run's folder (its newest complete checkpoint), its `checkpoints`, or one step's folder.
+        checkpoint: A run's folder (its newest complete checkpoint), its `checkpoints`, or one step's folder or URL.
         output: The folder to make; new or empty. It appears when it is complete, and verified if that is asked.
         dtype: Type of the saved weights.
         verify: Compare the logits of both models on real text, and write `parity.json` beside the weights.
@@ -65,11 +65,12 @@ def convert_to_hf(
     source = find_checkpoint(checkpoint)
     model = model_config(source)
     llama.check_shape(model)
-    tokens = find_tokenizer(run_folder(source), tokenizer, model)
+    run = run_folder(source, checkpoint)
+    tokens = find_tokenizer(run, tokenizer, model)
     with written_aside(output) as folder:
         from bigtrain.convert.export import write_model
         from bigtrain.convert.verify import verify_export
 
         written = write_model(source, model, dtype, tokens, folder)
-        parity = verify_export(source, folder, tokens, text) if verify else None
+        parity = verify_export(source, folder, tokens, text, run) if verify else None
     return Exported(output, source.path, source.state.step, written.parameters, written.bytes, written.files, parity)

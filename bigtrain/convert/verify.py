@@ -35,7 +35,9 @@ SEQUENCE_LENGTH = 256
 _DOCUMENT_CHARACTERS = 20_000
 
 
-def verify_export(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, text: Path | None = None) -> Parity:
+def verify_export(
+    checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, text: Path | None = None, run: Path | None = None
+) -> Parity:
     """Compare an exported folder with the checkpoint it came from, and write `parity.json` into it.
 
     Args:
@@ -43,12 +45,13 @@ def verify_export(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, te
         folder: The Hugging Face folder.
         tokenizer: The tokenizer of the model's data.
         text: A text file; default: the run's validation data if it is there, else Python's standard library.
+        run: The folder of the run.
 
     Raises:
         ConversionError: The logits differ beyond the tolerance, or the exported tokenizer gives other ids.
         DataError: The text cannot be read, or is empty.
     """
-    origin, texts = _texts(checkpoint, tokenizer, text)
+    origin, texts = _texts(run, tokenizer, text)
     sequences = _sequences(texts, tokenizer, model_config(checkpoint).max_position_embeddings)
     if not sequences:
         raise DataError(f"{origin}: holds no text to compare the models on")
@@ -80,14 +83,14 @@ def verify_export(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, te
 # ------------------------------------------------------------------------------------------------- the text
 
 
-def _texts(checkpoint: Checkpoint, tokenizer: Tokenizer, given: Path | None) -> tuple[str, list[str]]:
+def _texts(run: Path | None, tokenizer: Tokenizer, given: Path | None) -> tuple[str, list[str]]:
     """Where text to compare on comes from, and enough of it."""
     if given is not None:
         try:
             return str(given), _enough(iter([given.read_text(encoding="utf-8")]), tokenizer)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{given}: cannot be read as text ({error})") from None
-    config = run_config(checkpoint)
+    config = run_config(run)
     held_out = Path(config.data.validation) if config is not None and config.data.validation else None
     if held_out is not None and held_out.is_dir():
         return str(held_out), _enough(_documents(held_out, tokenizer), tokenizer)

@@ -1,7 +1,6 @@
 """A checkpoint's weights, read a box at a time on one process."""
 
 import math
-import pickle
 import warnings
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.files import read_metadata, reader
 from bigtrain.checkpoint.holdings import PREFIXES, Holding
 from bigtrain.checkpoint.planners import LoadPlanner, state_dict
 from bigtrain.errors import CheckpointError
@@ -24,11 +24,7 @@ def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: The list of tensors cannot be read.
     """
-    path = checkpoint.path / ".metadata"
-    try:
-        stored = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+    stored = read_metadata(checkpoint).state_dict_metadata
     return {
         name.removeprefix(WEIGHTS): tuple(entry.size)
         for name, entry in stored.items()
@@ -75,7 +71,7 @@ def read_into(checkpoint: Checkpoint, boxes: Sequence[Holding]) -> None:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
             dcp.load(
                 state_dict(boxes),
-                storage_reader=dcp.FileSystemReader(checkpoint.path),
+                storage_reader=reader(checkpoint),
                 planner=LoadPlanner(boxes),
                 no_dist=True,
             )

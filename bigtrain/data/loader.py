@@ -2,15 +2,28 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-
-from bigtrain.data.samples import Samples
+from numpy.typing import ArrayLike
 
 T = TypeVar("T")
+Lengths = tuple[int, ...]
+"""Tokens of each document of a sample, in order."""
+
+
+class TokenSource(Protocol):
+    """Where tokens come from; :class:`bigtrain.data.samples.Samples` says what each method gives."""
+
+    sequence_length: int
+
+    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def read(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def starts(self, positions: ArrayLike) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -24,11 +37,13 @@ class Batch:
     loss_mask: torch.Tensor
     """float32: 1 where the label counts, else 0."""
     position_ids: torch.Tensor
-    """int64: 0, 1, 2 … in every sequence."""
+    """int64: 0, 1, 2 … in every sequence, or in every document of it where these are packed apart."""
+    documents: tuple[Lengths, ...] | None = None
+    """Those of each sequence, where these are packed apart; None: attention reads across them."""
 
 
 def micro_batches(
-    samples: Samples,
+    samples: TokenSource,
     first_position: int,
     *,
     global_batch_size: int,
@@ -36,6 +51,7 @@ def micro_batches(
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
     mask_document_boundaries: bool = False,
+    packing: str = "contiguous",
 ) -> list[Batch]:
     """This rank's micro-batches of the step whose samples are at `first_position` and the next
     `global_batch_size` - 1 positions.
@@ -46,6 +62,7 @@ def micro_batches(
     `first_position + global_batch_size`, the only state there is.
 
     With `mask_document_boundaries` a document's first token is no target: what precedes it is another document.
+    With `packing` "documents" a part of a document at the begin of a sample counts as a document.
 
     Raises:
         DataError: a shard is damaged.
@@ -58,11 +75,27 @@ def micro_batches(
     input_ids = torch.from_numpy(np.ascontiguousarray(tokens[:, :-1]))
     labels = torch.from_numpy(np.ascontiguousarray(tokens[:, 1:]))
     loss_mask = torch.ones(labels.shape, dtype=torch.float32)
-    if mask_document_boundaries:
-        loss_mask[torch.from_numpy(samples.starts(positions)[:, 1:])] = 0
+    apart = packing == "documents"
+    starts = samples.starts(positions) if mask_document_boundaries or apart else None
+    if mask_document_boundaries and starts is not None:
+        loss_mask[torch.from_numpy(starts[:, 1:])] = 0
     position_ids = torch.arange(samples.sequence_length).expand_as(labels).contiguous()
-    columns = (column.split(micro_batch_size) for column in (input_ids, labels, loss_mask, position_ids))
-    return [Batch(*row) for row in zip(*columns, strict=True)]
+    documents: list[Lengths] = []
+    if apart and starts is not None:
+        documents = [_document_lengths(row[:-1]) for row in starts]
+        position_ids = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in documents])
+    tensors = (input_ids, labels, loss_mask, position_ids)
+    batches = [Batch(*columns) for columns in zip(*(x.split(micro_batch_size) for x in tensors), strict=True)]
+    if not apart:
+        return batches
+    rows = [tuple(documents[i * micro_batch_size :][:micro_batch_size]) for i in range(len(batches))]
+    return [replace(batch, documents=row) for batch, row in zip(batches, rows, strict=True)]
+
+
+def _document_lengths(starts: np.ndarray) -> Lengths:
+    """Tokens of each document of a sample, of which `starts` [sequence_length] says where one begins."""
+    borders = np.flatnonzero(starts[1:]) + 1
+    return tuple(np.diff(borders, prepend=0, append=len(starts)).tolist())
 
 
 def count_targets(batches: Iterable[Batch]) -> int:

@@ -198,10 +198,11 @@ def _signals() -> Iterator[Callable[[float | None], Iterable[int]]]:
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+    poll = select.poll()  # select() knows no descriptors beyond 1023, which a caller may have open
+    poll.register(reader, select.POLLIN)
 
     def wait(timeout: float | None) -> bytes:
-        ready, _, _ = select.select([reader], [], [], timeout)
-        return reader.recv(4096) if ready else b""
+        return reader.recv(4096) if poll.poll(None if timeout is None else timeout * 1000) else b""
 
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in (*FORWARDED, signal.SIGCHLD)}

@@ -17,9 +17,11 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
-from bigtrain.config import Config
+from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.models.attention import CoreAttention
+from bigtrain.models.experts import experts_config, experts_spec
 from bigtrain.models.norm import Norm
+from bigtrain.models.stages import layers_per_chunk
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -67,7 +69,7 @@ def _chunk(config: Config, transformer: TransformerConfig, vp_stage: int | None)
     layers = get_num_layers_to_build(transformer, vp_stage=vp_stage)
     return GPT(
         transformer,
-        TransformerBlockSubmodules(layer_specs=[layer_spec()] * layers, layer_norm=Norm),
+        TransformerBlockSubmodules(layer_specs=[layer_spec(model)] * layers, layer_norm=Norm),
         vocab_size=model.vocab_size,
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
@@ -80,8 +82,12 @@ def _chunk(config: Config, transformer: TransformerConfig, vp_stage: int | None)
     )
 
 
-def layer_spec() -> ModuleSpec:
+def layer_spec(model: ModelConfig) -> ModuleSpec:
     """One pre-norm decoder layer: Megatron-core's parallel linear layers around our norm and attention."""
+    feed_forward = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -99,10 +105,7 @@ def layer_spec() -> ModuleSpec:
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
+            mlp=feed_forward if model.num_experts is None else experts_spec(model),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -130,6 +133,9 @@ def transformer_config(config: Config) -> TransformerConfig:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        cp_comm_type="a2a" if exchanges_heads(config) else "p2p",
+        pipeline_model_parallel_layout=_pipeline_layout(config),
         sequence_parallel=parallel.sequence and parallel.tensor > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -148,8 +154,19 @@ def transformer_config(config: Config) -> TransformerConfig:
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         apply_rope_fusion=False,
+        **experts_config(model, parallel.expert),
         **_recompute(config.training.recompute),
     )
+
+
+def _pipeline_layout(config: Config) -> list[list[str]] | None:
+    """What each chunk of the pipeline holds, in Megatron-core's words."""
+    if config.parallel.pipeline == 1:
+        return None
+    layout = [["decoder"] * layers for layers in layers_per_chunk(config)]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return layout
 
 
 def _leave(weight: Tensor) -> Tensor:

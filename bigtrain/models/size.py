@@ -1,4 +1,7 @@
-"""How large a model is and how much it computes, from its configuration alone: no torch, no weights."""
+"""How large a model is and how much it computes, from its configuration alone: no torch, no weights.
+
+Of a mixture of experts, memory holds all experts and a token meets the router and `num_experts_per_tok` of them.
+"""
 
 from bigtrain.config.schema import ModelConfig
 
@@ -6,7 +9,8 @@ from bigtrain.config.schema import ModelConfig
 def parameter_count(model: ModelConfig) -> int:
     """Trainable parameters, exactly: what `sum(p.numel())` gives on one process, tied weights once."""
     hidden = model.hidden_size
-    matrices = model.num_hidden_layers * _layer_matrices(model) + model.vocab_size * hidden
+    experts = (model.num_experts or 1) * _feed_forward(model) + _router(model)
+    matrices = model.num_hidden_layers * (_attention(model) + experts) + model.vocab_size * hidden
     if not model.tie_word_embeddings:
         matrices += model.vocab_size * hidden
     if model.position_embedding == "learned":
@@ -20,7 +24,8 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 
     The convention of PaLM's appendix B (arXiv:2204.02311): 6 N + 12 L H Q T, a multiplication and an
     addition counted as two. N are the weights that multiply: every matrix of the blocks and the output
-    layer (tied or not), but neither embeddings, which are looked up, nor norms and biases. The second term is
+    layer (tied or not), but neither embeddings, which are looked up, nor norms and biases; of experts
+    those that a token meets. The second term is
     attention's scores and weighted sum over all T = `sequence_length` positions: the causal half that a good
     kernel leaves out is counted all the same, as PaLM does. Recomputed activations are not counted.
 
@@ -28,15 +33,33 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
         model: The shape; L is its `num_hidden_layers`, H its `num_attention_heads`, Q its head size.
         sequence_length: Tokens per sequence.
     """
-    weights = model.num_hidden_layers * _layer_matrices(model) + model.vocab_size * model.hidden_size
-    attention = model.num_hidden_layers * model.num_attention_heads * model.head_size * sequence_length
-    return 6.0 * weights + 12.0 * attention
+    return model.num_hidden_layers * layer_flops_per_token(model, sequence_length) + output_flops_per_token(model)
 
 
-def _layer_matrices(model: ModelConfig) -> int:
-    """Elements of one block's matrices: query and output, key and value, feed-forward."""
-    heads = 2 * model.num_attention_heads + 2 * model.kv_heads
-    return model.hidden_size * (heads * model.head_size + (3 if model.gated_mlp else 2) * model.ffn_size)
+def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+    """One block's part of :func:`flops_per_token`."""
+    met = (model.num_experts_per_tok if model.num_experts else 1) * _feed_forward(model) + _router(model)
+    scores = model.num_attention_heads * model.head_size * sequence_length
+    return 6.0 * (_attention(model) + met) + 12.0 * scores
+
+
+def output_flops_per_token(model: ModelConfig) -> float:
+    """The output layer's part of :func:`flops_per_token`."""
+    return 6.0 * model.vocab_size * model.hidden_size
+
+
+def _attention(model: ModelConfig) -> int:
+    """Elements of one block's query, key, value and output matrices."""
+    return model.hidden_size * (2 * model.num_attention_heads + 2 * model.kv_heads) * model.head_size
+
+
+def _feed_forward(model: ModelConfig) -> int:
+    """Elements of the matrices of one feed-forward, or of one expert."""
+    return model.hidden_size * (3 if model.gated_mlp else 2) * model.ffn_size
+
+
+def _router(model: ModelConfig) -> int:
+    return model.hidden_size * (model.num_experts or 0)
 
 
 def _layer_biases(model: ModelConfig) -> int:

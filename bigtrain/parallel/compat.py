@@ -1,9 +1,9 @@
 """Megatron-core and DeepSpeed on a machine without a GPU, and DeepSpeed's one check that pipelines break.
 
-Megatron-core is written for CUDA: it asks for the current device, keeps CUDA random states, and its
-schedules make one tensor on the literal device "cuda". Everything that stands in for this is here
-and nowhere else; `tests/parallel/test_compat.py` says which part broke when megatron-core changes.
-Where there is a GPU, :func:`install` leaves all of it as it is.
+Megatron-core is written for CUDA: it asks for the current device, keeps CUDA random states, its
+schedules make one tensor on the literal device "cuda", and its rotary embedding one in pinned memory.
+Everything that stands in for this is here and nowhere else; `tests/parallel/test_compat.py` says which
+part broke when megatron-core changes. Where there is a GPU, :func:`install` leaves all of it as it is.
 """
 
 import ctypes
@@ -39,13 +39,14 @@ def install() -> None:
         _stand_in_for_cuda()
         _keep_freed_memory()
     _quiet()
+    _router_without_transformer_engine()
     _deepspeed_without_compiler()
     _check_zero3_over_data_parallel_group()
     _installed = True
 
 
 class _TorchWithoutCuda(ModuleType):
-    """The torch module as Megatron's schedules see it: `device="cuda"` means the CPU."""
+    """The torch module as some of Megatron's files see it: `device="cuda"` means the CPU, and no memory is pinned."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -53,6 +54,10 @@ class _TorchWithoutCuda(ModuleType):
     @staticmethod
     def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
         return torch.zeros(*size, device="cpu" if device == "cuda" else device, **options)
+
+    @staticmethod
+    def tensor(data: Any, *, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        return torch.tensor(data, **options)
 
 
 def _stand_in_for_cuda() -> None:
@@ -67,12 +72,29 @@ def _stand_in_for_cuda() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *_, **__: self
 
+    import megatron.core.models.common.embeddings.rope_utils as rope_utils
     import megatron.core.pipeline_parallel.schedules as schedules
     import megatron.core.tensor_parallel.random as random
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    schedules.torch = _TorchWithoutCuda("torch")
+    schedules.torch = rope_utils.torch = _TorchWithoutCuda("torch")
+    _dispatch_tokens_on_cpu()
+
+
+def _dispatch_tokens_on_cpu() -> None:
+    """How many tokens go to which process: on a CPU nothing has to be copied to it on a stream of its own."""
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    def splits_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if point == self.cuda_dtoh_point:
+            for name in ("input_splits", "output_splits", "output_splits_tp"):
+                if isinstance(splits := getattr(self, name), torch.Tensor):
+                    setattr(self, name, splits.tolist())
+        return tokens_per_expert
+
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = splits_as_lists
 
 
 def _keep_freed_memory() -> None:
@@ -90,8 +112,16 @@ def _keep_freed_memory() -> None:
 def _quiet() -> None:
     """Warnings of the engines that a user can do nothing about."""
     warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\.")
-    for name in ("megatron", "DeepSpeed", "torch.utils.cpp_extension"):
+    for name in ("megatron", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _router_without_transformer_engine() -> None:
+    """Megatron-core 0.16's router asks whether this is None, and without Transformer Engine it has no such name."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
 
 
 def _deepspeed_without_compiler() -> None:

@@ -7,7 +7,7 @@ gradients of parameters that several model-parallel processes hold a copy of.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -20,11 +20,15 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
 from bigtrain.data.loader import Batch
+from bigtrain.models.attention import PackedDocuments
+from bigtrain.models.context import part_of_sequence
+from bigtrain.models.experts import take_router_losses
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
 from bigtrain.parallel.deepspeed_config import deepspeed_config
+from bigtrain.parallel.experts import NAME, ExpertGroups, lies_apart, set_experts_apart
 from bigtrain.parallel.random import seed_step
 from bigtrain.parallel.topology import Layout, MegatronGroups
 
@@ -37,6 +41,9 @@ class StepResult:
     """Mean loss over the targets of the global batch, in nats; float32 scalar on the device."""
     grad_norm: Tensor
     """L2 norm of the whole model's gradient before clipping; float32 scalar."""
+    router_losses: Tensor | None = None
+    """Load-balancing loss and z-loss, the mean over layers and sequences, unweighted and not part of `loss`; [2]
+    float32. None without experts."""
 
 
 class Engine:
@@ -59,7 +66,7 @@ class Engine:
         """One optimizer step on the global batch of which `batches` is this process's part.
 
         Args:
-            batches: Micro-batches of this data-parallel rank.
+            batches: Micro-batches of this data-parallel rank, of whole sequences whatever `parallel.context`.
             targets: Number of targets in the loss over the whole global batch.
             lr: Learning rate of this step.
             step: Number of this step, which decides its dropout.
@@ -75,7 +82,7 @@ class Engine:
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(self._sum_over_world(losses) / targets, grad_norm)
+        return StepResult(self._sum_over_world(losses) / targets, grad_norm, self._router_losses(len(batches)))
 
     @contextmanager
     def _one_reduction(self) -> Iterator[None]:
@@ -102,10 +109,14 @@ class Engine:
         self.zero.destroy()
 
     def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
-        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage."""
+        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage.
+
+        The schedule divides what is differentiated by the number of micro-batches, and multiplies it by
+        `parallel.context`, for the reduction averages over these processes as well.
+        """
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            batch = _on_device(next(iterator))
+            batch = _on_device(next(iterator), self.layout)
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
                 total = (losses * batch.loss_mask).sum()
@@ -129,6 +140,14 @@ class Engine:
         dist.all_reduce(total)
         return total
 
+    def _router_losses(self, micro_batches: int) -> Tensor | None:
+        model = self.config.model
+        if model.num_experts is None:
+            return None
+        total = take_router_losses(chunk.module for chunk in self.chunks)
+        dist.all_reduce(total)
+        return total / (model.num_hidden_layers * micro_batches * self.layout.data)
+
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
         if self.layout.sequence:
@@ -136,9 +155,9 @@ class Engine:
             _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
         if self.tied_weight is not None:
             _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())
-        if self.layout.zero_stage == 0 and self.layout.data > 1:
+        if self.layout.zero_stage == 0 and self.layout.replicas > 1:
             gradients = [_gradient(p) for p in self.zero.module.parameters()]
-            _all_reduce(gradients, parallel_state.get_data_parallel_group(), divide_by=self.layout.data)
+            _all_reduce(gradients, _replica_group(), divide_by=self.layout.replicas)
 
 
 class _Chunk(nn.Module):
@@ -166,21 +185,28 @@ class _Chunk(nn.Module):
 class _Chunks(nn.Module):
     """What DeepSpeed owns: all chunks of this process."""
 
-    def __init__(self, chunks: Sequence[GPT]) -> None:
+    def __init__(self, chunks: Sequence[GPT], expert_groups: ExpertGroups | None) -> None:
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
+        self.expert_groups = expert_groups
 
     def forward(self, index: int, batch: Batch) -> Tensor:
-        return self.chunks[index](batch.input_ids, batch.position_ids, None, labels=batch.labels)
+        documents = None if batch.documents is None else PackedDocuments(batch.documents)
+        return self.chunks[index](
+            batch.input_ids, batch.position_ids, None, labels=batch.labels, packed_seq_params=documents
+        )
 
 
 def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
-    model = _Chunks(chunks)
+    experts = config.model.num_experts if config.parallel.experts_lie_apart else None
+    if experts is not None:
+        set_experts_apart(chunks)
+    model = _Chunks(chunks, None if experts is None else ExpertGroups(experts))
     low_precision = config.training.precision == "bf16"
     if low_precision:
         for parameter in model.parameters():
             parameter.grad_dtype = torch.float32  # autograd adds the micro-batches up in float32
-    zero_group = parallel_state.get_data_parallel_group() if layout.zero_stage else _group_of_one()
+    zero_group = _replica_group() if layout.zero_stage else _group_of_one()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_adamw(config, model),
@@ -197,15 +223,21 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspe
 def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
     """AdamW whose weight decay touches matrices only."""
     options = config.optimizer
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        fused=True,
-    )
+    here = [p for p in model.parameters() if not lies_apart(p)]
+    matrices = [p for p in here if p.ndim > 1]
+    vectors = [p for p in here if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if apart := [p for p in model.parameters() if lies_apart(p)]:  # matrices all
+        groups.append({"params": apart, "weight_decay": options.weight_decay, "name": NAME, "moe": True})
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
+
+
+def _replica_group() -> dist.ProcessGroup:
+    """The processes that hold the same weights: those of data and of context parallel."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def _group_of_one() -> dist.ProcessGroup:
@@ -236,9 +268,16 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
     return copy
 
 
-def _on_device(batch: Batch) -> Batch:
-    device = compat.device()
-    return Batch(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
+def _on_device(batch: Batch, layout: Layout) -> Batch:
+    """This process's part of each sequence, on its device."""
+
+    def here(whole: Tensor) -> Tensor:
+        part = part_of_sequence(whole, layout.context_rank, layout.context)
+        return part.to(compat.device(), non_blocking=True)
+
+    return Batch(
+        here(batch.input_ids), here(batch.labels), here(batch.loss_mask), here(batch.position_ids), batch.documents
+    )
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -12,6 +12,6 @@ def seed_step(seed: int, step: int, layout: Layout) -> None:
 
     Megatron-core derives from it one stream that the tensor group shares and one for each of its ranks.
     """
-    text = f"{seed}/{step}/{layout.data_rank}/{layout.pipeline_rank}"
+    text = f"{seed}/{step}/{layout.replica_rank}/{layout.pipeline_rank}"
     value = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
     model_parallel_cuda_manual_seed(value)

@@ -1,7 +1,7 @@
 """The layout as one value, and the process groups that follow from it.
 
-Ranks are laid out with tensor parallel fastest, then data parallel, then pipeline (Megatron-core's
-order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
+Ranks are laid out with tensor parallel fastest, then context, then data parallel, then pipeline
+(Megatron-core's order `tp-cp-ep-dp-pp`): the processes that talk most are neighbours.
 """
 
 import datetime
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from megatron.core import parallel_state
 from bigtrain.config import Config
 from bigtrain.errors import PeerError, UserError
 from bigtrain.parallel import compat
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,15 @@ class Layout:
     rank: int
     tensor: int
     tensor_rank: int
+    context: int
+    context_rank: int
     pipeline: int
     pipeline_rank: int
     virtual_pipeline: int
     data: int
     data_rank: int
+    expert: int
+    """Processes that share the experts of each layer, out of its tensor x data ones."""
     sequence: bool
     zero_stage: int
 
@@ -40,6 +47,16 @@ class Layout:
     def is_last_stage(self) -> bool:
         """Whether this process holds the last pipeline stage, where the loss is known."""
         return self.pipeline_rank == self.pipeline - 1
+
+    @property
+    def replicas(self) -> int:
+        """Processes that hold the same weights, over which gradients are reduced and ZeRO splits."""
+        return self.data * self.context
+
+    @property
+    def replica_rank(self) -> int:
+        """This process's place among them."""
+        return self.data_rank * self.context + self.context_rank
 
     def describe(self) -> dict[str, int | bool]:
         """The sizes alone, for events and checkpoints."""
@@ -65,22 +82,29 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
         )
         _start_deepspeed()
     p = config.parallel
-    parallel_state.destroy_model_parallel()
+    _destroy_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=p.tensor,
         pipeline_model_parallel_size=p.pipeline,
         virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        context_parallel_size=p.context,
+        create_gloo_process_groups=False,
+        expert_model_parallel_size=p.expert,
+        expert_tensor_parallel_size=1,  # experts are whole: spread over more processes rather than cut
     )
     return Layout(
         world_size=dist.get_world_size(),
         rank=dist.get_rank(),
         tensor=p.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        context=p.context,
+        context_rank=parallel_state.get_context_parallel_rank(),
         pipeline=p.pipeline,
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         virtual_pipeline=p.virtual_pipeline,
         data=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
+        expert=p.expert,
         sequence=p.sequence and p.tensor > 1,
         zero_stage=p.zero_stage,
     )
@@ -90,6 +114,16 @@ def _start_deepspeed() -> None:
     import deepspeed
 
     deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
+
+
+def _destroy_groups() -> None:
+    """Give up the groups of an earlier layout: each gloo group has a thread that wakes a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    groups = [group for group in dist.distributed_c10d._world.pg_map if group not in (dist.group.WORLD, _control_group)]
+    if groups:
+        dist.barrier()  # nobody is still using them
+    for group in groups:
+        dist.destroy_process_group(group)
 
 
 _control_group: dist.ProcessGroup | None = None
@@ -110,9 +144,21 @@ def is_first_rank() -> bool:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank; the same answer everywhere."""
-    votes = torch.tensor(int(flag))
+    return bool(highest(int(flag)))
+
+
+def highest(value: int) -> int:
+    """The greatest `value` of all ranks."""
+    votes = torch.tensor(value)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_control())
-    return bool(votes)
+    return int(votes)
+
+
+def gather(value: T) -> list[T] | None:
+    """The values of all ranks on rank 0, None elsewhere."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if is_first_rank() else None
+    dist.gather_object(value, gathered, group=_control())
+    return gathered
 
 
 def sum_over_data(count: int) -> int:

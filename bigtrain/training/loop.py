@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import catalog, store
+from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
+from bigtrain.data.loader import Batch, TokenSource, count_targets, micro_batches, prefetch
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
@@ -34,6 +35,7 @@ class Run:
     output_dir: Path
     inputs: Inputs
     engine: Engine
+    saver: Saver
     state: catalog.TrainingState
     stop: StopRequest
     watchdog: Watchdog
@@ -47,11 +49,19 @@ class Run:
         """Whether this rank writes the records."""
         return self.layout.rank == 0
 
-    def event(self, name: str, **details: Any) -> None:
-        """Record an event, once."""
+    def event(self, name: str, step: int | None = None, **details: Any) -> None:
+        """Record an event of this step, or of another, once."""
         if self.is_first:
-            records.event(self.output_dir, name, self.state.step, self.layout.world_size, **details)
-            self.log.info("%s at step %d %s", name, self.state.step, details or "")
+            step = self.state.step if step is None else step
+            records.event(self.output_dir, name, step, self.layout.world_size, **details)
+            self.log.info("%s at step %d %s", name, step, details or "")
+
+    def checkpoint_completed(self, saved: Saved) -> None:
+        """Record a checkpoint, which may be of an earlier step, when it is complete."""
+        seconds = {k: round(v, 3) for k, v in vars(saved).items() if k.endswith("_seconds")}
+        inside = self.output_dir in saved.path.parents
+        path = saved.path.relative_to(self.output_dir) if inside else saved.path
+        self.event("checkpoint", saved.step, path=str(path), **seconds)
 
 
 def train(run: Run) -> bool:
@@ -80,7 +90,12 @@ def train(run: Run) -> bool:
             _validate(run)
         stopping = topology.any_rank(run.stop.received is not None)
         if stopping or _due(run.state.step, config.checkpoint.interval, steps):
-            _save(run)
+            run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step)
+            run.saver.save(run.state)
+        else:
+            run.saver.poll()
+    run.watchdog.feed("the wait for the last checkpoint", run.state.step)
+    run.saver.finish()
     batches.close()
     return run.state.step >= steps
 
@@ -103,21 +118,22 @@ def _batches(run: Run) -> Any:
     sequences = run.config.training.global_batch_size
     left = run.config.training.steps - run.state.step
     positions = range(run.state.position, run.state.position + left * sequences, sequences)
-    return prefetch(batch_reader(run.config, run.layout, run.inputs), positions)
+    return prefetch(batch_reader(run.config, run.layout, run.inputs.train), positions)
 
 
-def batch_reader(config: Config, layout: Layout, inputs: Inputs) -> Callable[[int], list[Batch]]:
+def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callable[[int], list[Batch]]:
     """A function from a step's first position to the micro-batches that this rank trains on."""
 
     def read(position: int) -> list[Batch]:
         return micro_batches(
-            inputs.train,
+            samples,
             position,
             global_batch_size=config.training.global_batch_size,
             micro_batch_size=config.training.micro_batch_size,
             data_parallel_rank=layout.data_rank,
             data_parallel_size=layout.data,
             mask_document_boundaries=config.data.mask_document_boundaries,
+            packing=config.data.packing,
         )
 
     return read
@@ -146,6 +162,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
         "tokens": run.state.tokens,
         "loss": loss,
         "grad_norm": grad_norm,
+        **_router_losses(result),
         "learning_rate": lr,
         "step_seconds": step_seconds,
         "data_seconds": data_seconds,
@@ -155,6 +172,12 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
     }
     _publish(run, row)
     run.progress.update(row)
+
+
+def _router_losses(result: StepResult) -> dict[str, float]:
+    if result.router_losses is None:
+        return {}
+    return dict(zip(("router_aux_loss", "router_z_loss"), result.router_losses.tolist(), strict=True))
 
 
 def _publish(run: Run, row: dict[str, Any]) -> None:
@@ -176,19 +199,6 @@ def _validate(run: Run) -> None:
             f"step {row['step']}: validation loss {row['validation_loss']:.4f}, "
             f"{row['validation_bits_per_byte']:.4f} bits per byte"
         )
-
-
-def _save(run: Run) -> None:
-    run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step)
-    began = time.monotonic()
-    path = store.save(
-        run.output_dir / "checkpoints",
-        run.engine,
-        run.state,
-        run.inputs.data_identity,
-        run.config.checkpoint.keep_last,
-    )
-    run.event("checkpoint", path=f"checkpoints/{path.name}", seconds=round(time.monotonic() - began, 3))
 
 
 class _Meter:

@@ -4,12 +4,14 @@ Nothing here needs torch: the launcher looks before it starts any process.
 """
 
 import hashlib
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
@@ -38,6 +40,8 @@ def preflight(config: Config) -> Inputs:
         UserError: Naming the key or file and what would be right.
     """
     _check_output(Path(config.training.output_dir))
+    if config.checkpoint.dir is not None:
+        _check_checkpoint_dir(checkpoint_folder(config))
     return open_inputs(config)
 
 
@@ -77,6 +81,18 @@ def _check_output(output_dir: Path) -> None:
         raise ConfigError(f"training.output_dir {output_dir} cannot be written: {error.strerror}") from None
 
 
+def _check_checkpoint_dir(folder: Path) -> None:
+    """Try to write there: else it would be known at the first checkpoint, hours later."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        if is_local(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except Exception as error:  # each kind of storage has its own
+        raise ConfigError(f"checkpoint.dir {folder} cannot be written: {error}") from None
+
+
 def _open(config: Config, key: str, path: str) -> TokenDataset:
     try:
         dataset = open_dataset(path)
@@ -101,14 +117,14 @@ def _fingerprint(dataset: TokenDataset) -> str:
 
 
 def _checkpoint(config: Config, identity: dict[str, Any]) -> catalog.Checkpoint | None:
-    folder = Path(config.training.output_dir) / "checkpoints"
+    folder = checkpoint_folder(config)
     found = catalog.newest(folder)
     if found is None:
         return None
     if not config.checkpoint.resume:
         raise CheckpointError(
             f"{folder} holds checkpoints of an earlier run and checkpoint.resume is false; "
-            "set it to true, or choose another training.output_dir"
+            "set it to true, or choose another training.output_dir (and checkpoint.dir, where it is set)"
         )
     defaults = {name: field.default for name, field in type(config.model).model_fields.items()}  # of newer options
     model = config.model.model_dump(mode="json", exclude=_CHANGEABLE)
@@ -132,5 +148,5 @@ def _same(checkpoint: catalog.Checkpoint, section: str, stored: dict[str, Any], 
     if changed:
         raise CheckpointError(
             f"{checkpoint.path} cannot be resumed with this configuration: {'; '.join(changed)}. "
-            "Set it back, or choose another training.output_dir to start anew"
+            "Set it back, or choose another training.output_dir (and checkpoint.dir, where it is set) to start anew"
         )

@@ -1,9 +1,13 @@
 """A pretraining run on this process, from the configuration to the exit code."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from bigtrain.checkpoint import catalog, store
+from bigtrain.checkpoint.places import checkpoint_folder
+from bigtrain.checkpoint.saver import Saver
 from bigtrain.config import Config, to_yaml
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
@@ -46,14 +50,22 @@ def pretrain(config: Config) -> int:
         output_dir = Path(config.training.output_dir)
         with Watchdog(config.training.step_timeout, output_dir, layout.rank, layout.world_size) as watchdog:
             run = _start(config, layout, inputs, stop, watchdog)
-            finished = train(run)
+            with closing(run.saver):
+                finished = train(run)
             watchdog.feed("the end of the run", run.state.step)
-            run.event("stop" if finished else "preempt", **({} if finished else {"signal": stop.received}))
-            exit_code = 0 if finished else EXIT_REQUEUE
-            run.progress.close()
-            if run.dashboard is not None:
-                run.dashboard.close(exit_code)
-            topology.stop_processes()
+            exit_code = _end(run, finished)
+    return exit_code
+
+
+def _end(run: Run, finished: bool) -> int:
+    """Close what is open, on all ranks; gives the exit code."""
+    details: dict[str, Any] = {} if finished else {"signal": run.stop.received}
+    run.event("stop" if finished else "preempt", **details)
+    exit_code = 0 if finished else EXIT_REQUEUE
+    run.progress.close()
+    if run.dashboard is not None:
+        run.dashboard.close(exit_code)
+    topology.stop_processes()
     return exit_code
 
 
@@ -81,12 +93,23 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     if resumed:
         store.load(resumed, engine)
+    options = config.checkpoint
+    saver = Saver(
+        checkpoint_folder(config),
+        engine,
+        inputs.data_identity,
+        keep_last=options.keep_last,
+        keep_every=options.keep_every,
+        in_background=options.async_save,
+        completed=lambda saved: run.checkpoint_completed(saved),
+    )
     run = Run(
         config=config,
         layout=layout,
         output_dir=output_dir,
         inputs=inputs,
         engine=engine,
+        saver=saver,
         state=state,
         stop=stop,
         watchdog=watchdog,
@@ -117,7 +140,9 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
         run.event("resume", layout=layout, saved_with=resumed.layout)
     else:
         run.event("start", layout=layout)
-    axes = " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if layout[name] > 1)
+    axes = " x ".join(
+        f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "data") if layout[name] > 1
+    )
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
     run.progress.say(
         f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "

@@ -45,6 +45,7 @@ def _batches(engine: Engine, config: Config, samples: Samples, first: int, count
         micro_batch_size=training.micro_batch_size,
         data_parallel_rank=layout.data_rank,
         data_parallel_size=layout.data,
+        packing=config.data.packing,
     )
     for index, batch in enumerate(batches):
         position = first + (index * layout.data + layout.data_rank) * training.micro_batch_size

@@ -50,17 +50,41 @@ STATE = TrainingState(0, 0, 0)
 MODELS = {
     "tied": ["model.tie_word_embeddings=true", "model.linear_bias=true", "model.normalization=layernorm"],
     "untied": ["model.position_embedding=learned", "model.gated_mlp=false"],
+    "experts": ["model.num_experts=4", "model.moe_intermediate_size=24", "model.num_hidden_layers=5"],
 }
 LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
     "sequence": ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=3"],
     "pipeline": ["parallel.pipeline=2"],
     "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.zero_stage=2"],
+    "uneven": ["parallel.pipeline=2", "parallel.layers_per_stage=[3,1]"],
     "pipeline-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
     **{f"data-zero{stage}": [f"parallel.zero_stage={stage}"] for stage in range(4)},
+    "context": ["parallel.context=2"],
+    "context-zero0": ["parallel.context=2", "parallel.zero_stage=0"],
+    "context-zero3": ["parallel.context=2", "parallel.zero_stage=3"],
     "data-offload": ["parallel.zero_stage=2", "parallel.offload=optimizer"],
 }
-CASES = [*(("tied", layout) for layout in LAYOUTS), ("untied", "tensor"), ("untied", "pipeline")]
+OF_EXPERTS = {
+    "expert": ["parallel.expert=2"],
+    "expert-zero2": ["parallel.expert=2", "parallel.zero_stage=2"],
+    "expert-tensor": ["parallel.expert=2", "parallel.tensor=2", "parallel.sequence=true"],
+    "copied-over-tensor": ["parallel.tensor=2", "parallel.sequence=true"],
+    "copied-over-data": ["parallel.zero_stage=0"],
+    "uneven-interleaved": [
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "parallel.layers_per_stage=[1,2,1,1]",
+    ],
+    "balanced-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
+}
+CASES = [
+    *(("tied", layout) for layout in LAYOUTS),
+    ("untied", "tensor"),
+    ("untied", "pipeline"),
+    ("untied", "context"),
+    *(("experts", layout) for layout in OF_EXPERTS),
+]
 
 
 def a_batch() -> list[Batch]:
@@ -93,7 +117,11 @@ def folder(tiny: Callable[..., Config], world: Layout, tmp_path_factory: pytest.
         engine.close()
     (folder / "losses-of-one.json").write_text(json.dumps(losses))
     cases = [
-        {"name": f"{model}-{layout}", "words": MODELS[model] + LAYOUTS[layout], "trained": str(trained[model])}
+        {
+            "name": f"{model}-{layout}",
+            "words": MODELS[model] + (LAYOUTS | OF_EXPERTS)[layout],
+            "trained": str(trained[model]),
+        }
         for model, layout in CASES
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -114,6 +142,14 @@ def test_two_processes_hold_what_one_does(model: str, layout: str, here: str, th
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_number_is_written_once(model: str, layout: str, folder: Path) -> None:
+    path = next((folder / f"{model}-{layout}" / "again").glob("step-*"))
+    for name, tensor in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        assert sum(chunk.sizes.numel() for chunk in tensor.chunks) == tensor.size.numel(), name
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("model", "layout"), CASES)
 def test_the_forward_pass_uses_what_was_loaded(model: str, layout: str, folder: Path) -> None:
     """Also where weights of another step were in use before."""
     expected = json.loads((folder / "losses-of-one.json").read_text())[model]
@@ -125,8 +161,10 @@ def test_the_forward_pass_uses_what_was_loaded(model: str, layout: str, folder: 
 @pytest.mark.distributed
 def test_each_process_writes_its_part(folder: Path) -> None:
     """Of what both hold, too: with ZeRO-0 neither writes everything."""
-    for stage in range(4):
-        files = (folder / f"tied-data-zero{stage}" / "again" / "step-00000000").glob("*.distcp")
+    for layout in LAYOUTS:
+        if not layout.startswith(("data", "context")):
+            continue
+        files = (folder / f"tied-{layout}" / "again" / "step-00000000").glob("*.distcp")
         sizes = sorted(path.stat().st_size for path in files)
         assert len(sizes) == 2
-        assert sizes[0] > 0.7 * sizes[1], f"stage {stage}"
+        assert sizes[0] > 0.7 * sizes[1], layout

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import TrainingState
@@ -82,7 +84,7 @@ def test_the_marker_tells_where_the_run_stands(original: Path, trained: Engine) 
     assert checkpoint.layout["zero_stage"] == 1
     assert not [key for key in checkpoint.layout if "rank" in key]
     assert (original.parent / "latest").read_text() == original.name
-    assert [p.name for p in original.parent.iterdir() if p.name.endswith(".writing")] == []
+    assert sorted(p.name for p in original.parent.iterdir()) == ["latest", "step-00000002"]
 
 
 def test_plain_torch_reads_it(original: Path, trained: Engine) -> None:
@@ -165,9 +167,11 @@ def test_a_step_can_be_saved_again(trained: Engine, folder: Path) -> None:
     """A run that was set back meets the folders of its earlier life, and what a crash left of a save."""
     (folder / ".step-00000001.writing").mkdir()
     (folder / ".step-00000001.writing" / "rubbish").write_text("")
+    (folder / ".step-00000009.writing").mkdir()
     store.save(folder, trained, replace(STATE, step=1, position=77), DATA, keep_last=0)
     assert catalog.read(folder / "step-00000001").state.position == 77
     assert not (folder / "step-00000001" / "rubbish").exists()
+    assert list(folder.glob(".*")) == [], "nor of any other"
 
 
 def test_a_removal_cut_short_leaves_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,11 +248,58 @@ def test_damage_is_told_with_the_files_name(folder: Path, how: str) -> None:
     assert catalog.newest(folder) is not None
 
 
-def test_damage_within_a_file_is_told(folder: Path, trained: Engine) -> None:
+def flip(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_flipped_bit_in_the_list_of_tensors_is_told(folder: Path, trained: Engine) -> None:
+    """Also where the marker has no checksum of it, and torch cannot make sense of the list."""
     path = folder / "step-00000002" / ".metadata"
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match=r"step-00000002/\.metadata is damaged: its checksum.*remove its folder"):
+        catalog.newest(folder)
     path.write_bytes(bytes(path.stat().st_size))
+    marker = json.loads((path.parent / "complete.json").read_text())
+    del marker["metadata_crc32"]
+    (path.parent / "complete.json").write_text(json.dumps(marker))
     with pytest.raises(CheckpointError, match=f"cannot load {path.parent}"):
         store.load(catalog.read(path.parent), trained)
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors_is_told(folder: Path, trained: Engine) -> None:
+    """In numbers, names and padding, the first byte and the last; with the file's name and where in it."""
+    path = folder / "step-00000002" / "__0_0.distcp"
+    checkpoint = catalog.read(path.parent)
+    size = path.stat().st_size
+    for position in (0, size // 7, size // 2, size // 2 + 40, size - 1):
+        flip(path, position)
+        with pytest.raises(
+            CheckpointError, match=rf"cannot load .*{path} is damaged between the bytes (\d+) and (\d+)"
+        ) as told:
+            store.load(checkpoint, trained)
+        begin, end = re.findall(r"between the bytes (\d+) and (\d+)", str(told.value))[0]
+        assert int(begin) <= position < int(end)
+        flip(path, position)
+    store.load(checkpoint, trained)
+
+
+def test_a_file_that_lost_its_end_while_it_was_picked_is_told(folder: Path, trained: Engine) -> None:
+    path = folder / "step-00000002" / "__0_0.distcp"
+    checkpoint = catalog.read(path.parent)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+    with pytest.raises(CheckpointError, match=rf"{path} is damaged between"):
+        store.load(checkpoint, trained)
+
+
+def test_torchs_own_tools_still_read_it(original: Path, trained: Engine, tmp_path: Path) -> None:
+    """The checksums are where torch's planners keep notes of their own."""
+    dcp_to_torch_save(original, tmp_path / "whole.pt")
+    assert_same(torch.load(tmp_path / "whole.pt"), held(trained))
 
 
 def test_a_tensor_with_a_hole_is_refused(folder: Path, trained: Engine) -> None:

@@ -40,7 +40,7 @@ def test_a_config_error_is_the_users() -> None:
         ("model.stepz=2", "command line: unknown key model.stepz; did you mean training.steps?"),
         (
             "parallel.zz=2",
-            "command line: unknown key parallel.zz; parallel has tensor, pipeline, virtual_pipeline, sequence,",
+            "command line: unknown key parallel.zz; parallel has tensor, pipeline, virtual_pipeline,",
         ),
         # a wrong type
         ("parallel.tensor=two", "command line: parallel.tensor = 'two': it takes a whole number above 0"),

@@ -82,32 +82,137 @@ RULES = [
         ["parallel.virtual_pipeline=1"],
     ),
     (
-        3,
-        "parallel.pipeline=3",
-        "model.num_hidden_layers (4) is not divisible by parallel.pipeline (3): each chunk holds the same number "
-        "of layers; parallel.pipeline could be 1, 2 or 4",
-        [],
+        8,
+        "parallel.pipeline=8",
+        "model.num_hidden_layers (4) is below parallel.pipeline (8): each stage holds at least one layer; lower "
+        "parallel.pipeline or add layers",
+        ["model.num_hidden_layers=8"],
     ),
     (
         2,
         "parallel.pipeline=2 parallel.virtual_pipeline=4",
-        "model.num_hidden_layers (4) is not divisible by parallel.pipeline (2) x parallel.virtual_pipeline (4): "
-        "each chunk holds the same number of layers; their product could be 1, 2 or 4",
-        ["parallel.virtual_pipeline=2", "parallel.virtual_pipeline=1"],
+        "model.num_hidden_layers (4) is below parallel.pipeline (2) x parallel.virtual_pipeline (4): each chunk holds "
+        "at least one layer; lower one of the two or add layers",
+        ["parallel.virtual_pipeline=2", "parallel.virtual_pipeline=1", "model.num_hidden_layers=9"],
+    ),
+    (
+        2,
+        "parallel.pipeline=2 parallel.virtual_pipeline=2 parallel.layers_per_stage=[1,3]",
+        "parallel.layers_per_stage has 2 numbers for parallel.pipeline (2) x parallel.virtual_pipeline (2): give 4, one"
+        " a chunk in the order of the model, or leave it out to have the layers balanced",
+        ["parallel.layers_per_stage=[1,1,1,1]", "parallel.layers_per_stage=null"],
+    ),
+    (
+        2,
+        "parallel.pipeline=2 parallel.layers_per_stage=[3,2]",
+        "parallel.layers_per_stage (3 + 2) makes 5 layers, but model.num_hidden_layers is 4",
+        ["parallel.layers_per_stage=[3,1]", "model.num_hidden_layers=5"],
+    ),
+    (
+        2,
+        "parallel.expert=2",
+        "parallel.expert (2) is for a mixture of experts; set model.num_experts or leave parallel.expert out",
+        ["model.num_experts=4", "parallel.expert=1"],
+    ),
+    (
+        1,
+        "model.moe_intermediate_size=64",
+        "model.moe_intermediate_size (64) is for a mixture of experts; set model.num_experts or leave "
+        "model.moe_intermediate_size out",
+        ["model.num_experts=4"],
+    ),
+    (
+        1,
+        "model.num_experts=4 model.num_experts_per_tok=5",
+        "model.num_experts_per_tok (5) is above model.num_experts (4)",
+        ["model.num_experts_per_tok=4", "model.num_experts=5"],
+    ),
+    (
+        1,
+        "model.num_experts=4 model.num_experts_per_tok=1",
+        "model.num_experts_per_tok is 1 and model.norm_topk_prob makes the weight of the one expert 1 whatever the "
+        "router says, so that it would learn nothing; set model.norm_topk_prob=false",
+        ["model.norm_topk_prob=false"],
+    ),
+    (
+        1,
+        "model.num_experts=4 model.linear_bias=true",
+        "model.linear_bias is true, but Megatron-core's experts have no biases; set model.linear_bias=false",
+        ["model.linear_bias=false"],
+    ),
+    (
+        2,
+        "model.num_experts=4 parallel.tensor=2",
+        "parallel.tensor (2) with experts needs parallel.sequence=true: each process of the tensor group routes its "
+        "own part of the sequence",
+        ["parallel.sequence=true"],
+    ),
+    (
+        4,
+        "model.num_experts=6 parallel.expert=4",
+        "parallel.expert (4) does not divide both model.num_experts (6) and the tensor(1) x data(4) processes that "
+        "hold the same layers: each holds as many experts; parallel.expert could be 1 or 2",
+        ["parallel.expert=1", "parallel.expert=2"],
+    ),
+    (
+        2,
+        "model.num_experts=4 parallel.expert=2 parallel.zero_stage=3",
+        "parallel.zero_stage=3 cannot be had with experts and parallel.expert (2): experts lie on other processes than "
+        "the rest of the layer, and DeepSpeed's stage 3 cuts all weights over the same processes; set "
+        "parallel.zero_stage=1 or 2",
+        ["parallel.zero_stage=1", "parallel.zero_stage=2", "parallel.expert=1"],
+    ),
+    (
+        2,
+        "model.num_experts=4 parallel.tensor=2 parallel.sequence=true parallel.zero_stage=0",
+        "parallel.zero_stage=0 cannot be had with experts and parallel.tensor (2): experts lie on other processes than "
+        "the rest of the layer, and without ZeRO each process counts the gradient norm from its own copy of the model; "
+        "set parallel.zero_stage=1 or 2",
+        ["parallel.zero_stage=1", "parallel.zero_stage=2", "parallel.tensor=1"],
     ),
     (
         6,
         "parallel.tensor=2 parallel.pipeline=2",
-        "tensor(2) x pipeline(2) x data(?) does not make world size 6: start 4 or 8 processes, or change "
-        "parallel.tensor or parallel.pipeline",
+        "tensor(2) x context(1) x pipeline(2) x data(?) does not make world size 6: start 4 or 8 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
         ["parallel.tensor=1 parallel.pipeline=1 training.global_batch_size=12"],
     ),
     (
         1,
         "parallel.tensor=2",
-        "tensor(2) x pipeline(1) x data(?) does not make world size 1: start 2 or 4 processes, or change "
-        "parallel.tensor or parallel.pipeline",
+        "tensor(2) x context(1) x pipeline(1) x data(?) does not make world size 1: start 2 or 4 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
         ["parallel.tensor=1"],
+    ),
+    (
+        3,
+        "parallel.context=2",
+        "tensor(1) x context(2) x pipeline(1) x data(?) does not make world size 3: start 2 or 4 processes, or change "
+        "parallel.tensor, parallel.context or parallel.pipeline",
+        ["parallel.context=3 training.sequence_length=120 training.micro_batch_size=4"],
+    ),
+    (
+        4,
+        "parallel.context=4 training.sequence_length=126",
+        "training.sequence_length (126) is not divisible by 8: with parallel.context (4) each process holds two "
+        "equally long pieces of it; training.sequence_length=128 would fit",
+        ["training.sequence_length=128"],
+    ),
+    (
+        8,
+        "parallel.context=2 parallel.tensor=4 parallel.sequence=true training.sequence_length=124",
+        "training.sequence_length (124) is not divisible by 8: with parallel.context (2) each process holds two "
+        "equally long pieces of it, which parallel.sequence splits over parallel.tensor (4); "
+        "training.sequence_length=128 would fit",
+        ["training.sequence_length=128"],
+    ),
+    (
+        8,
+        "parallel.context=4 parallel.tensor=2 model.attention_dropout=0.1",
+        "model.attention_dropout (0.1) cannot be had with parallel.context (4), which does not divide the 4 query and "
+        "2 key/value heads of a process: keys and values go around a ring, whose blocks drop nothing; set "
+        "model.attention_dropout=0.0, or parallel.context could be 1 or 2",
+        ["model.attention_dropout=0.0", "parallel.context=2", "parallel.context=1"],
     ),
     (
         4,
@@ -172,6 +277,20 @@ RULES = [
     ),
     (
         1,
+        "checkpoint.interval=100 checkpoint.keep_every=250",
+        "checkpoint.keep_every (250) is not a multiple of checkpoint.interval (100): what is to be kept must be "
+        "saved; try checkpoint.keep_every=300",
+        ["checkpoint.keep_every=300", "checkpoint.keep_every=0"],
+    ),
+    (
+        1,
+        "checkpoint.interval=0 checkpoint.keep_every=250",
+        "checkpoint.keep_every (250) is not a multiple of checkpoint.interval (0): what is to be kept must be "
+        "saved; give an interval",
+        ["checkpoint.interval=125"],
+    ),
+    (
+        1,
         "schedule.name=constant schedule.decay_steps=5",
         "schedule.decay_steps (5) belongs to schedule.name=wsd, but constant never falls; leave it out or set "
         "schedule.name=wsd",
@@ -199,14 +318,12 @@ def test_rule(bend: Bend, world_size: int, overrides: str, told: str, remedies: 
 def test_the_numbers_of_processes_that_a_message_offers_are_accepted(bend: Bend) -> None:
     for world_size in (4, 8):  # of "start 4 or 8 processes" for 6
         validate(bend("parallel.tensor=2", "parallel.pipeline=2"), world_size)
-    for pipeline in (1, 2, 4):  # of "parallel.pipeline could be 1, 2 or 4"
-        validate(bend(f"parallel.pipeline={pipeline}"), pipeline)
     for tensor in (1, 2, 4):
         validate(bend(f"parallel.tensor={tensor}"), tensor)
 
 
 def test_several_problems_are_told_together(bend: Bend) -> None:
-    config = bend("parallel.pipeline=3", "schedule.warmup_steps=200", "training.sequence_length=9999")
+    config = bend("parallel.pipeline=5", "schedule.warmup_steps=200", "training.sequence_length=9999")
     with pytest.raises(ConfigError) as caught:
         validate(config, 4)
     lines = str(caught.value).splitlines()
@@ -233,15 +350,18 @@ LAYOUTS = st.fixed_dictionaries(
                 "num_attention_heads": st.sampled_from([4, 6, 8, 12]),
                 "num_key_value_heads": st.sampled_from([None, 1, 2, 4]),
                 "intermediate_size": st.sampled_from([None, 90, 192]),
+                "num_experts": st.sampled_from([None, None, 4, 6]),
             }
         ),
         "data": st.just({"train": "x"}),
         "parallel": st.fixed_dictionaries(
             {
                 "tensor": SMALL,
+                "context": st.sampled_from([1, 2, 3, 4]),
                 "pipeline": SMALL,
                 "virtual_pipeline": st.sampled_from([1, 2, 3]),
                 "sequence": st.booleans(),
+                "expert": st.sampled_from([1, 1, 2, 4]),
                 "zero_stage": st.sampled_from([0, 1, 2, 3]),
                 "offload": st.sampled_from(["none", "optimizer"]),
             }
@@ -265,7 +385,7 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
     config = parse_config(tree)
     before = config.model_dump_json()
     m, p, t = config.model, config.parallel, config.training
-    world_size = p.tensor * p.pipeline * data
+    world_size = p.tensor * p.context * p.pipeline * data
     try:
         validate(config, world_size)
         accepted = True
@@ -276,14 +396,17 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
         (m.num_attention_heads, p.tensor),
         (m.kv_heads, p.tensor),
         (m.num_attention_heads, m.kv_heads),
-        (m.ffn_size, p.tensor),
+        (m.ffn_size, 1 if m.num_experts else p.tensor),
+        (m.num_experts or 1, p.expert),
+        (p.tensor * data, p.expert),
         (m.vocab_size, p.tensor),
-        (m.num_hidden_layers, p.pipeline * p.virtual_pipeline),
         (t.global_batch_size, t.micro_batch_size * data),
-        (t.sequence_length, p.tensor if p.sequence else 1),
+        (t.sequence_length, 2 * p.context if p.context > 1 else 1),
+        (t.sequence_length // p.context, p.tensor if p.sequence else 1),
         (m.hidden_size, m.num_attention_heads),
     ]
     whole = all(size % by == 0 for size, by in shares) and m.head_size % 2 == 0
+    whole = whole and m.num_hidden_layers >= p.pipeline * p.virtual_pipeline
     if accepted:
         assert whole
         assert data_parallel_size(config, world_size) == data
@@ -292,7 +415,10 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
         interleaves = p.virtual_pipeline == 1 or (
             p.pipeline > 1 and (t.global_batch_size // (t.micro_batch_size * data)) % p.pipeline == 0
         )
-        assert not (whole and interleaves and (p.offload == "none" or p.zero_stage > 0))
+        with_experts = m.num_experts is None or (
+            (p.tensor == 1 or p.sequence) and (p.zero_stage in (1, 2) or p.tensor == p.expert == 1)
+        )
+        assert not (whole and interleaves and with_experts and (p.offload == "none" or p.zero_stage > 0))
 
 
 @settings(deadline=None)

@@ -88,6 +88,22 @@ def test_the_first_token_of_a_document_can_be_left_out(samples: Samples) -> None
     assert count_targets(micro_batches(samples, 0, **options)) == 60 * LENGTH
 
 
+def test_documents_can_be_packed_apart(samples: Samples) -> None:
+    """Their lengths fill each sample, and positions begin anew where a document does."""
+    batches = micro_batches(samples, 0, global_batch_size=60, micro_batch_size=20, packing="documents")
+    for batch in batches:
+        assert batch.documents is not None
+        assert [sum(lengths) for lengths in batch.documents] == [LENGTH] * 20
+        for ids, positions, lengths in zip(batch.input_ids, batch.position_ids, batch.documents, strict=True):
+            parts = ids.split(lengths)
+            assert all(part[0] == 10 for part in parts[1:]), "each begins with a document's first id"
+            assert not any((part[1:] == 10).any() for part in parts)
+            assert torch.equal(positions, torch.cat([torch.arange(n) for n in lengths]))
+    whole = micro_batches(samples, 0, global_batch_size=60, micro_batch_size=20)
+    assert all(batch.documents is None for batch in whole)
+    assert all(torch.equal(one.labels, other.labels) for one, other in zip(batches, whole, strict=True))
+
+
 def test_targets_are_counted_exactly_beyond_what_a_float_holds() -> None:
     ones = torch.ones(1, 1).expand(2**24 + 1, 1)
     assert count_targets([Batch(ones, ones, ones, ones)]) == 2**24 + 1

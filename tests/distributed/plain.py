@@ -6,14 +6,16 @@ written out by hand.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,17 @@ def read_tokens(dataset: Path) -> torch.Tensor:
 
 
 def train_plainly(
-    model: LlamaForCausalLM, tokens: torch.Tensor, recipe: Recipe, micro_batch_size: int
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    recipe: Recipe,
+    micro_batch_size: int,
+    add_to_loss: Callable[[Any, int], torch.Tensor] = lambda outputs, sequences: torch.zeros(()),
 ) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of each step."""
+    """(loss, gradient norm before clipping) of each step.
+
+    What `add_to_loss` makes of the model's outputs for so many sequences is learned from as well, and not in the
+    loss that is told.
+    """
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -80,10 +90,11 @@ def train_plainly(
         windows = torch.stack([tokens[row * length : row * length + length + 1] for row in rows])
         total = 0.0
         for part in windows.split(micro_batch_size):
-            logits = model(part[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(windows)
-            loss.backward()
-            total += loss.item()
+            outputs = model(part[:, :-1])
+            loss = F.cross_entropy(outputs.logits.flatten(0, 1), part[:, 1:].flatten())
+            share = len(part) / len(windows)
+            ((loss + add_to_loss(outputs, len(part))) * share).backward()
+            total += loss.item() * share
         # `clip_grad_norm_` sums a large embedding's squares in float32, which is off by 1e-5 here.
         norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.max_grad_norm, norm.float())
@@ -104,9 +115,8 @@ def cosine(number: int, recipe: Recipe) -> float:
     return low + (recipe.lr - low) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def write_checkpoint(model: LlamaForCausalLM, model_section: dict[str, object], folder: Path) -> None:
-    """The model as a bigtrain checkpoint of step 0, written with plain `torch.distributed.checkpoint`."""
-    weights = megatron_weights(model)
+def write_checkpoint(weights: dict[str, torch.Tensor], model_section: dict[str, object], folder: Path) -> None:
+    """Weights as a bigtrain checkpoint of step 0, written with plain `torch.distributed.checkpoint`."""
     state = {f"model.{key}": value for key, value in weights.items()}
     for moment in ("exp_avg", "exp_avg_sq"):
         state |= {f"optimizer.{moment}.{key}": torch.zeros_like(value) for key, value in weights.items()}
@@ -125,11 +135,15 @@ def write_checkpoint(model: LlamaForCausalLM, model_section: dict[str, object], 
     (folder / "complete.json").write_text(json.dumps(marker))
 
 
-def megatron_weights(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
-    """Llama's weights under Megatron-core's global names, layers stacked along the first axis."""
+def megatron_weights(
+    model: PreTrainedModel, feed_forward: Callable[[torch.nn.Module], dict[str, torch.Tensor]] | None = None
+) -> dict[str, torch.Tensor]:
+    """A model's weights under Megatron-core's global names, layers stacked along the first axis.
+
+    `feed_forward` names those of a layer's feed-forward part, where they are not Llama's.
+    """
     config = model.config
     groups, size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    layers = model.model.layers
 
     def qkv(attention: torch.nn.Module) -> torch.Tensor:
         queries = attention.q_proj.weight.view(groups, -1, config.hidden_size)
@@ -137,17 +151,27 @@ def megatron_weights(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
         values = attention.v_proj.weight.view(groups, size, config.hidden_size)
         return torch.cat([queries, keys, values], dim=1).reshape(-1, config.hidden_size)
 
-    stacked = {
-        "input_layernorm.weight": [layer.input_layernorm.weight for layer in layers],
-        "self_attention.linear_qkv.weight": [qkv(layer.self_attn) for layer in layers],
-        "self_attention.linear_proj.weight": [layer.self_attn.o_proj.weight for layer in layers],
-        "pre_mlp_layernorm.weight": [layer.post_attention_layernorm.weight for layer in layers],
-        "mlp.linear_fc1.weight": [torch.cat([x.mlp.gate_proj.weight, x.mlp.up_proj.weight]) for x in layers],
-        "mlp.linear_fc2.weight": [layer.mlp.down_proj.weight for layer in layers],
-    }
-    weights = {f"decoder.layers.{name}": torch.stack(parts).detach() for name, parts in stacked.items()}
+    layers = [
+        {
+            "input_layernorm.weight": layer.input_layernorm.weight,
+            "self_attention.linear_qkv.weight": qkv(layer.self_attn),
+            "self_attention.linear_proj.weight": layer.self_attn.o_proj.weight,
+            "pre_mlp_layernorm.weight": layer.post_attention_layernorm.weight,
+            **(feed_forward or llama_feed_forward)(layer),
+        }
+        for layer in model.model.layers
+    ]
+    weights = {f"decoder.layers.{name}": torch.stack([layer[name] for layer in layers]).detach() for name in layers[0]}
     weights["embedding.word_embeddings.weight"] = model.model.embed_tokens.weight.detach()
     weights["decoder.final_layernorm.weight"] = model.model.norm.weight.detach()
     if not config.tie_word_embeddings:
         weights["output_layer.weight"] = model.lm_head.weight.detach()
     return weights
+
+
+def llama_feed_forward(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gate lies above the up projection."""
+    return {
+        "mlp.linear_fc1.weight": torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
+        "mlp.linear_fc2.weight": layer.mlp.down_proj.weight,
+    }

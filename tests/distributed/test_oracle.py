@@ -25,14 +25,24 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"tensor": 2, "sequence": False},
         {"pipeline": 2},
         {"pipeline": 2, "virtual_pipeline": 2},
+        {"pipeline": 2, "layers_per_stage": [3, 1]},
         {"pipeline": 2, "zero_stage": 3},
         *({"zero_stage": stage} for stage in (0, 1, 2, 3)),
         {"zero_stage": 2, "offload": "optimizer"},
         {"zero_stage": 3, "offload": "optimizer"},
+        {"context": 2},
+        {"context": 2, "zero_stage": 3},
+        {"context": 2, "zero_stage": 0},
     ],
-    8: [{"tensor": 2, "pipeline": 2, "sequence": True}, {"tensor": 2, "pipeline": 2, "zero_stage": 3}],
+    8: [
+        {"tensor": 2, "pipeline": 2, "sequence": True},
+        {"tensor": 2, "pipeline": 2, "zero_stage": 3},
+        {"context": 2, "tensor": 2, "sequence": True},
+        {"context": 4, "tensor": 2},  # two key/value heads a process: a ring
+        {"context": 2, "pipeline": 2, "virtual_pipeline": 2, "zero_stage": 2},
+    ],
 }
-UNTIED = [{}, LAYOUTS[2][0], LAYOUTS[2][2], LAYOUTS[8][0]]
+UNTIED = [{}, LAYOUTS[2][0], LAYOUTS[2][2], {"context": 2}, LAYOUTS[8][0]]
 """Where tying changes the road of a gradient, the model is trained with an output layer of its own, too."""
 
 CASES = [
@@ -45,7 +55,7 @@ CASES = [
 
 def case_id(case: tuple[int, bool, dict[str, Any]]) -> str:
     nproc, tied, parallel = case
-    words = [f"{key}-{value}" for key, value in parallel.items()]
+    words = [f"{key}-{value}".replace(" ", "") for key, value in parallel.items()]
     return "_".join([f"{nproc}-processes", "tied" if tied else "untied", *words])
 
 
@@ -95,7 +105,8 @@ def histories(
     folder = tmp_path_factory.mktemp("oracle")
     for tied in (True, False):
         model = plain.llama(512, tied)
-        plain.write_checkpoint(model, config(dataset, tied, 512, {})["model"], folder / f"tied-{tied}")
+        weights = plain.megatron_weights(model)
+        plain.write_checkpoint(weights, config(dataset, tied, 512, {})["model"], folder / f"tied-{tied}")
     found = {}
     for nproc in LAYOUTS:
         cases = [

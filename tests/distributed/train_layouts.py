@@ -1,7 +1,8 @@
 """A worker: trains several layouts, one after the other, in one set of processes.
 
-Reads a JSON file of cases ({"name", "config", "checkpoint"}) and writes what rank 0 saw to another:
-name -> [[loss, grad_norm], ...].
+Reads a JSON file of cases ({"name", "config", "checkpoint", and "repeat": how often a step has each
+micro-batch}) and writes what rank 0 saw to another:
+name -> [[loss, grad_norm, and of experts the router's two losses], ...].
 """
 
 import json
@@ -17,7 +18,7 @@ from bigtrain.training.preflight import open_inputs
 from bigtrain.training.schedule import learning_rate
 
 
-def train(case: dict) -> list[tuple[float, float]]:
+def train(case: dict) -> list[tuple[float, ...]]:
     config = parse_config(case["config"])
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
@@ -25,12 +26,14 @@ def train(case: dict) -> list[tuple[float, float]]:
     engine = Engine(config, layout)
     if case.get("checkpoint"):
         store.load(catalog.read(Path(case["checkpoint"])), engine)
-    targets = config.training.global_batch_size * config.training.sequence_length
+    repeat = case.get("repeat", 1)
+    targets = config.training.global_batch_size * config.training.sequence_length * repeat
     history = []
     for step in range(config.training.steps):
-        batches = read(step * config.training.global_batch_size)
+        batches = read(step * config.training.global_batch_size) * repeat
         result = engine.train_step(batches, targets, learning_rate(config, step), step)
-        history.append((float(result.loss), float(result.grad_norm)))
+        router_losses = [] if result.router_losses is None else result.router_losses.tolist()
+        history.append((float(result.loss), float(result.grad_norm), *router_losses))
     engine.close()
     return history
 

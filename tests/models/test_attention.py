@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from bigtrain.config import Config, ModelConfig
-from bigtrain.models.attention import CoreAttention
+from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.gpt import ACTIVATIONS, transformer_config
 
 B, D = 2, 8
@@ -49,6 +49,29 @@ def test_equals_what_is_written_out(
     found = core(tiny(), scale)(*given_ones)
     expected = written_out(*given_ones, scale=scale or 1 / math.sqrt(D))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=B, max_size=B))
+def test_documents_of_a_sample_are_as_if_alone(lengths: list[list[int]], tiny: Callable[..., Config]) -> None:
+    """Forward and backward, whatever the lengths, which differ from sequence to sequence."""
+    size = max(sum(row) for row in lengths)
+    rows = [(*row, size - sum(row)) if sum(row) < size else tuple(row) for row in lengths]
+    packed = tuple(x.requires_grad_() for x in inputs(size, 4, 2))
+    alone = tuple(x.detach().clone().requires_grad_() for x in packed)
+    found = core(tiny())(*packed, packed_seq_params=PackedDocuments(tuple(rows)))
+    expected = torch.empty_like(found)
+    for sequence, row in enumerate(rows):
+        begin = 0
+        for length in row:
+            part = [x[begin : begin + length, sequence : sequence + 1] for x in alone]
+            expected[begin : begin + length, sequence : sequence + 1] = written_out(*part, scale=1 / math.sqrt(D))
+            begin += length
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(found.shape)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(packed, alone, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_the_future_is_not_seen(tiny: Callable[..., Config]) -> None:

@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -27,6 +29,7 @@ PUBLISHED = {  # parameters of the released weights
     "llama3.2-1b": 1_235_814_400,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
+    "mixtral-8x7b": 46_702_792_704,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
 }
@@ -67,6 +70,11 @@ def hugging_face(model: ModelConfig, device: str = "meta") -> PreTrainedModel:
     if shape["intermediate_size"] is None:
         shape["intermediate_size"] = 4 * model.hidden_size
     heads = model.num_key_value_heads if model.num_key_value_heads is not None else model.num_attention_heads
+    if model.num_experts:
+        shape |= {"num_local_experts": model.num_experts, "num_experts_per_tok": model.num_experts_per_tok}
+        shape |= {"intermediate_size": model.moe_intermediate_size, "head_dim": model.head_dim}
+        with torch.device(device):
+            return MixtralForCausalLM(MixtralConfig(**shape, num_key_value_heads=heads))
     if model.qkv_bias:
         with torch.device(device):
             return Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=heads))
@@ -122,7 +130,7 @@ def test_untied_gpt2() -> None:
     assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "demo"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-mixtral", "demo"])
 @pytest.mark.parametrize("length", [64, 100])
 def test_flops_are_those_that_pytorch_counts(name: str, length: int) -> None:
     """PyTorch's own counter over a forward and a backward pass of `transformers`' model."""
@@ -141,6 +149,14 @@ def test_flops_follow_the_papers_example() -> None:
     """PaLM's appendix B by hand for GPT-3 175B: 6 N + 12 L H Q T, N without embeddings but with the output layer."""
     weights = 96 * 12 * 12288**2 + 50257 * 12288
     assert flops_per_token(model_of("gpt3-175b"), 2048) == 6 * weights + 12 * 96 * 96 * 128 * 2048
+
+
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_of_experts_a_token_pays_for_those_it_meets(chosen: int) -> None:
+    model = model_of("tiny-mixtral", f"model.num_experts_per_tok={chosen}", "model.norm_topk_prob=false")
+    attention, router, output = 64 * (2 * 8 + 2 * 4) * 8, 64 * 4, 256 * 64
+    weights = 4 * (attention + router + chosen * 3 * 64 * 96) + output
+    assert flops_per_token(model, 32) == 6 * weights + 12 * 4 * 8 * 8 * 32
 
 
 def test_size_needs_no_torch() -> None:

@@ -25,6 +25,7 @@ from bigtrain.checkpoint import catalog, store
 compat.install()
 
 import deepspeed, megatron.core.pipeline_parallel.schedules as schedules
+import megatron.core.models.common.embeddings.rope_utils as rope_utils
 from megatron.core.tensor_parallel import random
 tokens = torch.arange(68).view(4, 17)
 batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
@@ -45,6 +46,7 @@ found = {
     "schedule": str(schedules.torch.zeros([], dtype=torch.int, device="cuda").device),
     "schedule_elsewhere": str(schedules.torch.zeros(2, device="meta").device),
     "schedule_attribute": schedules.torch.no_grad is torch.no_grad,
+    "rotary_pinned": rope_utils.torch.tensor([1, 2], device="cpu", pin_memory=True).tolist(),
     "device": str(compat.device()),
     "cuda_is_identity": tokens.cuda() is tokens,
     "random_state_comes_back": torch.equal(drawn, torch.randn(3)),
@@ -92,6 +94,7 @@ def test_everything_is_on_the_cpu(bare: Any) -> None:
     assert found["accelerator"] == found["device"] == found["schedule"] == "cpu"
     assert found["schedule_elsewhere"] == "meta", "only the literal cuda is another device"
     assert found["schedule_attribute"]
+    assert found["rotary_pinned"] == [1, 2], "memory is pinned for a GPU alone"
     assert found["cuda_is_identity"]
     assert found["random_state_comes_back"]
     assert 5 < found["loss"] < 6, "about log(256)"
@@ -113,6 +116,7 @@ def called_by_name(tree: ast.Module) -> set[str]:
     ("module", "name"),
     [
         ("megatron.core.pipeline_parallel.schedules", "torch"),
+        ("megatron.core.models.common.embeddings.rope_utils", "torch"),
         ("megatron.core.tensor_parallel.random", "_get_cuda_rng_state"),
         ("megatron.core.tensor_parallel.random", "_set_cuda_rng_state"),
         ("deepspeed.runtime.zero.partitioned_param_coordinator", "assert_ints_same_as_other_ranks"),

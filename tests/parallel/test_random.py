@@ -30,7 +30,9 @@ def test_everything_else_draws_otherwise(world: Layout) -> None:
         (2, 5, world),
         (1, 6, world),
         (15, 6, world),
-        (1, 5, replace(world, data_rank=1)),
+        (1, 5, replace(world, data=2, data_rank=1)),
+        (1, 5, replace(world, data=2, data_rank=1, context=2)),
+        (1, 5, replace(world, data=2, data_rank=1, context=2, context_rank=1)),
         (1, 5, replace(world, pipeline_rank=1)),
     ]
     assert len({number for place in places for number in drawn(*place)}) == 2 * len(places)

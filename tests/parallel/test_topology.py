@@ -22,11 +22,14 @@ def test_without_a_launcher_the_world_is_this_process(world: Layout) -> None:
         rank=0,
         tensor=1,
         tensor_rank=0,
+        context=1,
+        context_rank=0,
         pipeline=1,
         pipeline_rank=0,
         virtual_pipeline=1,
         data=1,
         data_rank=0,
+        expert=1,
         sequence=False,
         zero_stage=1,
     )
@@ -38,9 +41,11 @@ def test_a_description_has_the_sizes_alone(world: Layout) -> None:
     assert world.describe() == {
         "world_size": 1,
         "tensor": 1,
+        "context": 1,
         "pipeline": 1,
         "virtual_pipeline": 1,
         "data": 1,
+        "expert": 1,
         "sequence": False,
         "zero_stage": 1,
     }
@@ -90,14 +95,15 @@ from bigtrain.parallel import topology
 from bigtrain.parallel.random import seed_step
 
 seen = {}
-for axis in ("tensor", "pipeline", "data"):
+for axis in ("tensor", "pipeline", "data", "context"):
     words = [f"parallel.{axis}=2"] if axis != "data" else []
     layout = topology.start_processes(load_config(sys.argv[1], words))
     seed_step(1, 0, layout)
     with get_cuda_rng_tracker().fork():
         own = torch.rand(()).item()
     seen[axis] = {
-        "ranks": [layout.tensor_rank, layout.pipeline_rank, layout.data_rank],
+        "ranks": [layout.tensor_rank, layout.pipeline_rank, layout.data_rank, layout.context_rank],
+        "replica": [layout.replica_rank, layout.replicas],
         "last": layout.is_last_stage,
         "data": layout.data,
         "sum": topology.sum_over_data(10 + layout.rank),
@@ -126,19 +132,22 @@ def test_two_processes_know_their_places_and_agree(tiny: Callable[..., Config], 
     assert run_workers(command, World(2), log_dir=tmp_path / "logs") == 0
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
 
-    for position, axis in enumerate(("tensor", "pipeline", "data")):
+    for position, axis in enumerate(("tensor", "pipeline", "data", "context")):
         one, other = first[axis], second[axis]
-        assert one["ranks"] == [0, 0, 0]
+        assert one["ranks"] == [0, 0, 0, 0]
+        shares_weights = axis in ("data", "context")
+        assert (one["replica"], other["replica"]) == (([0, 2], [1, 2]) if shares_weights else ([0, 1], [0, 1]))
         assert [index for index, rank in enumerate(other["ranks"]) if rank == 1] == [position]
         assert one["any"] is other["any"] is True
         assert one["none"] is other["none"] is False
         assert one["own_random"] != other["own_random"], "each draws its own dropout"
     assert [first[axis]["last"] for axis in ("tensor", "pipeline", "data")] == [True, False, True]
     assert second["pipeline"]["last"]
-    assert [first[axis]["sum"] for axis in ("tensor", "pipeline", "data")] == [10, 10, 21]
-    assert [second[axis]["sum"] for axis in ("tensor", "pipeline", "data")] == [11, 11, 21]
+    assert [first[axis]["sum"] for axis in ("tensor", "pipeline", "data", "context")] == [10, 10, 21, 10]
+    assert [second[axis]["sum"] for axis in ("tensor", "pipeline", "data", "context")] == [11, 11, 21, 11]
     assert first["tensor"]["shared_random"] == second["tensor"]["shared_random"], "whole rows are dropped alike"
     assert first["data"]["shared_random"] != second["data"]["shared_random"]
+    assert first["context"]["shared_random"] != second["context"]["shared_random"], "their tokens are others"
     assert first["user"] == second["user"] == ["DataError", "what rank 1 met"]
     assert first["fault"] == ["OSError", "disk full"]
     kind, message = second["fault"]

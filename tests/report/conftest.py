@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-LAYOUT = {"world_size": 4, "tensor": 2, "pipeline": 1, "virtual_pipeline": 1, "data": 2, "zero_stage": 1}
+LAYOUT = {"world_size": 4, "tensor": 2, "context": 1, "pipeline": 1, "virtual_pipeline": 1, "data": 2, "zero_stage": 1}
 ALONE = {**LAYOUT, "world_size": 1, "tensor": 1, "data": 1}
 
 

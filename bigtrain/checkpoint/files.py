@@ -1,0 +1,176 @@
+"""The files of a checkpoint: torch's format, with a CRC-32 of every box.
+
+A process writes one file, box after box as `torch.save` makes them. The CRC-32 is taken of the bytes on their
+way out and kept in `.metadata`, whose own lies in the marker; so every byte is covered. Whoever reads a box
+reads it whole, under any layout, and compares: a check costs no reading of its own.
+"""
+
+import io
+import os
+import pickle
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+
+from bigtrain.checkpoint.catalog import METADATA, REMEDY, Checkpoint
+from bigtrain.checkpoint.places import is_local
+from bigtrain.errors import CheckpointError
+
+CHECKSUMS = "bigtrain.crc32"
+"""Key in `Metadata.planner_data`, which torch leaves to planners: file -> offset of a box -> CRC-32."""
+_PIECE = 1 << 24
+
+
+class Abandoned(Exception):
+    """The write was told to stop."""
+
+
+class _Checked:
+    """A stream that counts what goes through it and takes its CRC-32; what `torch.save` writes to."""
+
+    def __init__(self, raw: IO[bytes], abandoned: threading.Event) -> None:
+        self._raw = raw
+        self._abandoned = abandoned
+        self.position = self.crc = 0
+        self.error: OSError | None = None
+        """What the disk said; torch makes another error of it."""
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        for begin in range(0, len(view), _PIECE):
+            piece = view[begin : begin + _PIECE]
+            if self._abandoned.is_set():
+                raise Abandoned
+            self.crc = zlib.crc32(piece, self.crc)
+            try:
+                self._raw.write(piece)
+            except OSError as error:
+                self.error = error
+                raise
+        self.position += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+
+def file_name(rank: int) -> str:
+    """The file that a rank writes."""
+    return f"__{rank}_0.distcp"
+
+
+def write_boxes(
+    folder: Path, rank: int, plan: SavePlan, planner: SavePlanner, abandoned: threading.Event
+) -> np.ndarray:
+    """Write a process's boxes, which lie in host memory, to its file, and the file to the disk. Calls nobody else.
+
+    Returns:
+        int64 of shape (boxes, 3): offset, length and CRC-32 of each box of the plan.
+
+    Raises:
+        OSError: It cannot be written.
+        Abandoned: `abandoned` was set meanwhile.
+    """
+    rows = np.zeros((len(plan.items), 3), np.int64)
+    with (folder / file_name(rank)).open("wb") as raw:
+        stream = _Checked(raw, abandoned)
+        for row, item in zip(rows, plan.items, strict=True):
+            begin, stream.crc = stream.position, 0
+            try:
+                torch.save(_alone(cast(torch.Tensor, planner.resolve_data(item))), cast(IO[bytes], stream))
+            except Exception as error:
+                raise stream.error or error from None
+            row[:] = begin, stream.position - begin, stream.crc
+        raw.flush()
+        if is_local(folder):
+            os.fsync(raw.fileno())
+    return rows
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a storage of its own: torch saves whole storages, and keeps a copy until Python tidies up."""
+    return torch.from_numpy(tensor.numpy())
+
+
+def write_metadata(folder: Path, metadata: Metadata, plans: Sequence[SavePlan], written: Sequence[np.ndarray]) -> None:
+    """Write the list of all tensors, given what `write_boxes` returned on each rank."""
+    results = [
+        WriteResult(item.index, int(length), _StorageInfo(file_name(rank), int(offset), int(length)))
+        for rank, (plan, rows) in enumerate(zip(plans, written, strict=True))
+        for item, (offset, length, _) in zip(plan.items, rows, strict=True)
+    ]
+    metadata.planner_data = {
+        CHECKSUMS: {
+            file_name(rank): {int(offset): int(crc) for offset, _, crc in rows} for rank, rows in enumerate(written)
+        }
+    }
+    if is_local(folder):
+        dcp.FileSystemWriter(folder, sync_files=True).finish(metadata, [results])
+    else:
+        _fsspec().FsspecWriter(str(folder), sync_files=False, **_options(folder)).finish(metadata, [results])
+
+
+class _Checking(dcp.FileSystemReader):
+    """Compares every box with its CRC-32 before torch makes a tensor of it."""
+
+    _checksums: dict[str, dict[int, int]]
+
+    def set_up_storage_reader(self, metadata: Metadata, *args: Any, **options: Any) -> None:
+        super().set_up_storage_reader(metadata, *args, **options)
+        planner_data = metadata.planner_data  # of other programs' checkpoints None, or something else
+        self._checksums = planner_data.get(CHECKSUMS, {}) if isinstance(planner_data, dict) else {}
+
+    def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
+        file.seek(sinfo.offset)
+        content = file.read(sinfo.length)
+        expected = self._checksums.get(sinfo.relative_path, {}).get(sinfo.offset)
+        if len(content) != sinfo.length or expected not in (None, zlib.crc32(content)):
+            raise CheckpointError(
+                f"{self.fs.concat_path(self.path, sinfo.relative_path)} is damaged between the bytes {sinfo.offset} "
+                f"and {sinfo.offset + sinfo.length}: their checksum is not that of what was written; {REMEDY}"
+            )
+        return io.BytesIO(content)
+
+
+def reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
+    """Torch's reader of a checkpoint, which compares checksums as it reads."""
+    if is_local(checkpoint.path):
+        return _Checking(checkpoint.path)
+
+    class RemoteReader(_Checking, _fsspec().FsspecReader):  # type: ignore[misc]
+        """The same behind a URL."""
+
+    return RemoteReader(str(checkpoint.path), **_options(checkpoint.path))
+
+
+def read_metadata(checkpoint: Checkpoint) -> Metadata:
+    """The list of a checkpoint's tensors.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return reader(checkpoint).read_metadata()
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, IndexError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.path / METADATA} is damaged: {error!r}; {REMEDY}") from None
+
+
+def _fsspec() -> Any:
+    """Torch's reader and writer for URLs; fsspec takes half a second to import."""
+    import torch.distributed.checkpoint._fsspec_filesystem as module
+
+    return module
+
+
+def _options(path: Path) -> dict[str, Any]:
+    return dict(path.storage_options)  # type: ignore[attr-defined]

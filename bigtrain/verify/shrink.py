@@ -1,0 +1,79 @@
+"""A configuration made small enough to try in seconds, with everything kept that a layout could break."""
+
+from typing import Any
+
+from bigtrain.config import Config, ModelConfig
+
+HEAD_SIZE = 16
+VOCABULARY = 128
+"""Rows a process at most."""
+TOKENS = 16
+"""Of a sequence, a process at most."""
+
+
+def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Config:
+    """The same kinds of layer, ties, norms, optimizer and recomputation, at a fraction of the size.
+
+    Dropout is off: its random numbers follow the layout. Each process has at least two micro-batches of one
+    sequence, so that gradients are accumulated everywhere.
+
+    Args:
+        config: The user's.
+        world_size: The largest number of processes that is to share it.
+        steps: Of the whole run.
+        precision: `fp32` or `bf16`.
+    """
+    length = min(config.training.sequence_length, TOKENS * world_size)
+    training = {
+        "steps": steps,
+        "global_batch_size": 2 * world_size,
+        "micro_batch_size": 1,
+        "sequence_length": length,
+        "precision": precision,
+        "validation_interval": 0,
+        "validation_samples": 0,
+    }
+    schedule = {"warmup_steps": 0, "decay_steps": steps if config.schedule.name == "wsd" else 0}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=_shape(config.model, world_size, length)),
+            "training": config.training.model_copy(update=training),
+            "schedule": config.schedule.model_copy(update=schedule),
+            "data": config.data.model_copy(update={"validation": None}),
+        }
+    )
+
+
+def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
+    kv_heads = _fewer(model.kv_heads, world_size)
+    heads = kv_heads * min(2, model.num_attention_heads // model.kv_heads)
+    odd_head = model.head_size * model.num_attention_heads != model.hidden_size
+    return {
+        "vocab_size": min(model.vocab_size, VOCABULARY * world_size),
+        "hidden_size": heads * HEAD_SIZE,
+        "num_hidden_layers": min(model.num_hidden_layers, max(4, world_size)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": HEAD_SIZE + 8 if odd_head else None,
+        "intermediate_size": 2 * heads * HEAD_SIZE,
+        **_experts(model, world_size),
+        "max_position_embeddings": length,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def _experts(model: ModelConfig, world_size: int) -> dict[str, Any]:
+    if model.num_experts is None:
+        return {}
+    experts = _fewer(model.num_experts, 2 * world_size)
+    return {
+        "num_experts": experts,
+        "num_experts_per_tok": min(model.num_experts_per_tok, experts),
+        "moe_intermediate_size": HEAD_SIZE if model.moe_intermediate_size else None,
+    }
+
+
+def _fewer(count: int, world_size: int) -> int:
+    """The smallest divisor of `count` that every process of the world can have as large a part of."""
+    return next(n for n in range(1, count + 1) if count % n == 0 and n >= min(count, world_size))

@@ -1,0 +1,63 @@
+"""Which layouts are tried, and on what."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bigtrain.config import Config, load_config, validate
+from bigtrain.models.size import parameter_count
+from bigtrain.verify.layouts import legal_layouts, name
+from bigtrain.verify.shrink import shrunken
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
+
+
+def ready(path: Path, *words: str) -> Config:
+    return load_config(path, ["data.train=x", *words])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+def test_a_small_copy_is_small_and_works(path: Path, world_size: int) -> None:
+    big = ready(path)
+    small = shrunken(big, world_size, 5, "fp32")
+    validate(small.model_copy(update={"parallel": type(big.parallel)(zero_stage=0)}), 1)
+    assert parameter_count(small.model) < 6_000_000
+    for kept in ("normalization", "hidden_act", "gated_mlp", "tie_word_embeddings", "position_embedding", "rope_theta"):
+        assert getattr(small.model, kept) == getattr(big.model, kept)
+    grouped = big.model.kv_heads < big.model.num_attention_heads
+    assert (small.model.kv_heads < small.model.num_attention_heads) == grouped
+    assert small.optimizer == big.optimizer
+    assert Config.model_validate(small.model_dump()) == small, "`model_copy` checks nothing"
+
+
+def test_every_legal_layout_is_tried_once(tiny: Callable[..., Config]) -> None:
+    config = tiny("training.global_batch_size=16", "model.num_hidden_layers=4")
+    found = [name(layout, 4) for layout in legal_layouts(config, shrunken(config, 4, 5, "fp32"), 4, ())]
+    assert len(found) == len(set(found))
+    shapes = {word.rpartition(" ZeRO-")[0] for word in found}
+    assert {
+        "DP4",
+        "TP2 DP2",
+        "TP2+SP DP2",
+        "PP2 DP2",
+        "PP2 VPP2 DP2",
+        "PP4",
+        "TP2 PP2",
+        "TP2+SP PP2",
+        "TP2+SP PP2 VPP2",
+    } <= shapes
+    assert len(found) == 4 * len(shapes), "every ZeRO stage in each"
+
+
+def test_the_users_own_limits_count(tiny: Callable[..., Config]) -> None:
+    """Three layers do not split into two equal stages, nor 515 rows among two processes."""
+    config = tiny("model.vocab_size=515")
+    assert not [layout for layout in legal_layouts(config, shrunken(config, 2, 5, "fp32"), 2, ()) if layout.tensor > 1]
+
+
+def test_what_is_pinned_stays(tiny: Callable[..., Config]) -> None:
+    config = tiny("parallel.zero_stage=2", "parallel.tensor=2")
+    layouts = legal_layouts(config, shrunken(config, 2, 5, "fp32"), 2, ["zero_stage", "tensor"])
+    assert [name(layout, 2) for layout in layouts] == ["TP2 ZeRO-2", "TP2+SP ZeRO-2"]
