@@ -70,13 +70,11 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        mistake = isinstance(error, UserError)
-        if mistake and os.environ.get("RANK", "0") == "0":
-            Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
         if "RANK" in os.environ:
             faults.leave(error)  # one of several: what Python does at the end may wait for the others
-        if not mistake:
+        if not isinstance(error, UserError):
             raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -75,7 +75,7 @@ def obituary(first: Ending, failed: Sequence[Ending], all_of_node: Sequence[Endi
     elif first.fault is None:
         lines = _unrecorded(first, ooms)
     elif first.kind == "mistake":
-        lines = [f"error: {first.fault.text}"]
+        lines = [first.fault.text.rstrip()]
     elif first.kind == "lost peer":
         lines = _lost(first, first.fault, nnodes)
     else:
@@ -135,9 +135,9 @@ def _whereabouts(ending: Ending) -> str:
         return "did not answer: it is stopped, by SIGSTOP or a debugger"
     if ending.killed_in == "D":
         return "did not answer: the kernel has it wait for a disk, a network file system or a driver"
-    if ending.killed_in:
-        return "did not answer"
-    return "did not answer, its Python being locked by C code; its stack is in its log"
+    if ending.code == 1:
+        return "did not answer, its Python being locked by C code; its stack is in its log"
+    return "did not answer"
 
 
 def _signal_name(number: int) -> str:

@@ -88,8 +88,8 @@ def run_workers(
     Each finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
     and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal.
     If a worker fails, what it met goes to stderr when all have ended: what it put down itself (`training.faults`),
-    else the last lines of its log, after a line that says which it was. To be called from the main
-    thread: it handles signals.
+    else the last lines of its log, after a line that says which it was. To be called from the
+    main thread: it handles signals.
 
     Args:
         command: The program and its arguments.
@@ -293,8 +293,8 @@ def _report(endings: Sequence[Ending], watch: _Watch, nnodes: int, ooms: int) ->
     """Say whose fault came first, and give its exit code."""
     ranks = {worker.rank for worker in watch.failed}
     failed = [ending for ending in endings if ending.rank in ranks]
-    if any(ending.rank == 0 and ending.kind == "mistake" for ending in failed):
-        return EXIT_USER_ERROR  # rank 0 has said what is wrong, on the terminal
+    if any(ending.rank == 0 and ending.code == EXIT_USER_ERROR and ending.fault is None for ending in failed):
+        return EXIT_USER_ERROR  # rank 0 has said itself what is wrong, on the terminal
     first = first_fault(failed)
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h\n")  # rank 0's live line had hidden the cursor

@@ -40,22 +40,26 @@ class Fault:
     """Seconds since 1970; a fault is put down before any peer can notice it."""
     kind: Kind
     text: str
-    """A traceback; of a mistake the message alone, of a hang what took too long and where the process was."""
+    """A traceback; of a mistake `error:` and the message, of a hang what took too long and where the process was."""
 
 
 def leave(error: Exception) -> NoReturn:
     """End this process for an uncaught error: exit code 2 for a user's mistake, else 1.
 
-    The traceback goes to this rank's log. Where there is a launcher it shows it; else it goes to stderr.
+    The traceback, or the message of a mistake, goes to this rank's log. Where there is a launcher it shows it, once;
+    else it goes to stderr, a mistake from rank 0 alone.
     """
     mistake = isinstance(error, UserError)
     try:
-        text = str(error) if mistake else "".join(traceback.format_exception(error))
+        text = f"error: {error}\n" if mistake else "".join(traceback.format_exception(error))
         left = record(_kind(error), text)
         logger = logging.getLogger("bigtrain")
+        is_first = os.environ["RANK"] == "0"
         if logger.handlers:
-            logger.error("%s", text)
-        if not mistake and (not left or (os.environ["RANK"] != "0" and not logger.handlers)):
+            logger.error("%s", text.rstrip())
+        elif left and not is_first:
+            sys.stderr.write(text)  # its log
+        if not left and (is_first or not mistake):
             sys.stderr.write(text)
         sys.stdout.flush()
         sys.stderr.flush()
