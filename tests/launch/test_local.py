@@ -106,7 +106,7 @@ sys.exit(1)
     assert (code, out) == (1, "said goodbye at SIGTERM\n")
 
 
-@pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "memory runs out"), (signal.SIGABRT, "Fatal Python")])
+@pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "sent from outside"), (signal.SIGABRT, "Fatal Python")])
 def test_death_by_a_signal_has_its_name(launch: Launch, number: signal.Signals, hint: str) -> None:
     body = f"if rank == 1: os.kill(os.getpid(), {int(number)})\nsignal.pause()"
     code, _, err = launch(body).end()
