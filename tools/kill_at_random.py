@@ -135,10 +135,9 @@ class Killer:
         return Kill(moment, self._random.choice(self._victims))
 
     def wait(self, moment: str, launcher: "subprocess.Popen[bytes]") -> bool:
-        """Until the moment has come, the first step of this start being done but for a kill at the start; False: the
-        run ended before."""
+        """Until the moment has come, or False when the run ends. A kill at the start comes before its first step."""
         choose, run, saves = self._random, self._run, set[str]()
-        first = run.last_step()
+        first, starts = run.last_step(), len(run.begun_at())
         count, save = choose.randint(0, 2 * self._interval), choose.randint(1, 2)
 
         def writing() -> bool:
@@ -147,7 +146,9 @@ class Killer:
 
         come: Callable[[], bool]
         if moment == "start":
-            come, longest = lambda: True, self._undisturbed.start_seconds
+            latest = time.monotonic() + choose.uniform(0, self._undisturbed.start_seconds)
+            come = lambda: time.monotonic() > latest or len(run.begun_at()) > starts  # noqa: E731
+            longest = 0.0
         elif moment == "step":
             come, longest = lambda: run.last_step() >= first + count, 2 * self._undisturbed.step_seconds
         else:

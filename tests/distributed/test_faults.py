@@ -1,5 +1,7 @@
 """A rank that fails ends the whole run within half a minute, and its traceback is the last thing on the screen."""
 
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +14,16 @@ from bigtrain.launch.local import run_workers
 
 pytestmark = pytest.mark.distributed
 
+FAILING = Path(__file__).with_name("failing.py")
+NODE = """
+import sys
+from pathlib import Path
+from bigtrain.launch.environment import World
+from bigtrain.launch.local import run_workers
+node, port, folder, *command = sys.argv[1:]
+world = World(1, nnodes=2, node_rank=int(node), master_address="127.0.0.1", master_port=int(port))
+sys.exit(run_workers(command, world, log_dir=Path(folder, "logs")))
+"""
 Fail = Callable[[str], tuple[int, list[str]]]
 
 
@@ -20,7 +32,7 @@ def fail(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Fail:
     """Run a case of `failing.py` on two processes; gives the exit code and the lines of stderr."""
 
     def run(case: str) -> tuple[int, list[str]]:
-        command = [sys.executable, str(Path(__file__).with_name("failing.py")), case, str(tmp_path)]
+        command = [sys.executable, str(FAILING), case, str(tmp_path)]
         exit_code = run_workers(command, World(2), log_dir=tmp_path / "logs")
         seconds = time.time() - float((tmp_path / "failed-at").read_text())
         assert seconds < 30, f"{case}: {seconds:.1f} s from the failure to the end; gloo alone would wait for 30 min"
@@ -85,3 +97,29 @@ def test_a_rank_that_is_killed(fail: Fail) -> None:
     assert exit_code == 128 + 9
     assert lines[-1].startswith("rank 1 (pid ")
     assert ") ended by signal 9 (SIGKILL), sent from outside" in lines[-1]
+
+
+def test_on_another_node(tmp_path: Path) -> None:
+    """Its launcher does not know the cause, says so, and shows no traceback that would bury the one that counts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(FAILING), "crash", str(tmp_path)]
+    launchers = [
+        subprocess.Popen(
+            [sys.executable, "-c", NODE, str(node), str(port), str(tmp_path), *command],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    here, there = (launcher.communicate(timeout=120)[1].splitlines() for launcher in launchers)
+    assert time.time() - float((tmp_path / "failed-at").read_text()) < 30
+    assert [launcher.returncode for launcher in launchers] == [128 + 11, 1]
+    assert any(line.endswith(" in crash") for line in here)
+    lost, words = there
+    assert lost.startswith("rank 1 (pid ")
+    assert "lost its peers; no rank of this node failed before, so look at what the other nodes say" in lost
+    assert lost.endswith(f"; its log is {tmp_path}/logs/rank-00001.log:")
+    assert words.startswith("RuntimeError: [") and "gloo" in words
+    assert "Traceback" in (tmp_path / "logs/rank-00001.log").read_text()
