@@ -14,8 +14,8 @@ RUN := . $(BIN)/activate &&
 
 help:
 	@echo 'make demo              train, resume, export and sample a small GPT, by the commands a user would type'
-	@echo 'make test              the tests, in a quarter of an hour; without those marked slow'
-	@echo 'make test-slow         those marked slow'
+	@echo 'make test              the tests without those marked slow'
+	@echo 'make test-slow         those: eight processes, kills at random moments, verification of whole configurations'
 	@echo 'make test-distributed  only those with several processes, the slow ones too'
 	@echo 'make test-newest       those on Python 3.12 with the newest megatron-core'
 	@echo 'make check             lint, format and types'
