@@ -15,6 +15,9 @@ pytestmark = pytest.mark.distributed
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_at_random.py"
 INTERVAL = 6
+KILLS = 3
+"""As a rule: one of each rank and one of the launcher, at each kind of moment (seed 6)."""
+MANY_KILLS = 20
 CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
 
 
@@ -22,7 +25,7 @@ def rows(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(2, 6), pytest.param(20, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seed"), [(KILLS, 6), pytest.param(MANY_KILLS, 1, marks=pytest.mark.slow)])
 def test_killed_and_started_again(
     kills: int, seed: int, tiny: Callable[..., Config], dataset: Path, tmp_path: Path
 ) -> None:
@@ -61,7 +64,7 @@ def test_killed_and_started_again(
     known = [kill for kill in struck if kill["resumed_at"] is not None]
     assert [kill["resumed_at"] for kill in known] == [kill["checkpoint"] for kill in known]
     assert all(kill["last_step"] - kill["resumed_at"] <= 3 * INTERVAL for kill in known)
-    if kills == 20:
+    if kills == MANY_KILLS:
         assert {kill["moment"] for kill in struck} == {"start", "step", "save"}
         assert {kill["victim"] for kill in struck} == {"rank 0", "rank 1", "launcher"}
         assert sum(kill["half_written"] for kill in struck) >= 2, "some kills hit a save"
