@@ -222,7 +222,9 @@ def run_killed(run: Run, killer: Killer, count: int) -> list[Kill]:
             kills[-1].resumed_at = run.begun_at()[starts]
         if number < count:
             kills.append(kill)
-            print(f"{number + 1}/{count}  {kill}", flush=True)
+            half = ", another half-written" if kill.half_written else ""
+            seen = f"last step {kill.last_step}, newest checkpoint {kill.checkpoint}{half}"
+            print(f"{number + 1:>2}/{count}  {kill.moment:<5}  {kill.victim:<8}  {seen}", flush=True)
     return kills
 
 
