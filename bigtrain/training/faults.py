@@ -46,8 +46,8 @@ class Fault:
 def leave(error: Exception) -> NoReturn:
     """End this process for an uncaught error: exit code 2 for a user's mistake, else 1.
 
-    The traceback, or the message of a mistake, goes to this rank's log. Where there is a launcher it shows it, once;
-    else it goes to stderr, a mistake from rank 0 alone.
+    The traceback goes to this rank's log, and the message of a mistake where there is a logger. Where there is a
+    launcher it shows it, once; else it goes to stderr, a mistake from rank 0 alone.
     """
     mistake = isinstance(error, UserError)
     try:
@@ -57,7 +57,7 @@ def leave(error: Exception) -> NoReturn:
         is_first = os.environ["RANK"] == "0"
         if logger.handlers:
             logger.error("%s", text.rstrip())
-        elif left and not is_first:
+        elif left and not is_first and not mistake:
             sys.stderr.write(text)  # its log
         if not left and (is_first or not mistake):
             sys.stderr.write(text)
