@@ -56,9 +56,19 @@ def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
         "num_key_value_heads": kv_heads,
         "head_dim": HEAD_SIZE + 8 if odd_head else None,
         "intermediate_size": 2 * heads * HEAD_SIZE,
+        **_experts(model, world_size, heads * HEAD_SIZE),
         "max_position_embeddings": length,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
+    }
+
+
+def _experts(model: ModelConfig, world_size: int, width: int) -> dict[str, Any]:
+    if model.num_experts is None:
+        return {}
+    return {
+        "num_experts": _fewer(model.num_experts, max(world_size, model.num_experts_per_tok)),
+        "moe_intermediate_size": width,
     }
 
 

@@ -150,8 +150,8 @@ RULES = [
     (
         4,
         "model.num_experts=6 parallel.expert=4",
-        "parallel.expert (4) does not divide both model.num_experts (6) and the tensor(1) x data(4) processes that "
-        "hold the same layers: each holds as many experts; parallel.expert could be 1 or 2",
+        "parallel.expert (4) does not divide both model.num_experts (6) and the 4 processes of a stage (tensor "
+        "x context x data): each holds as many experts; parallel.expert could be 1 or 2",
         ["parallel.expert=1", "parallel.expert=2"],
     ),
     (

@@ -29,6 +29,7 @@ def test_without_a_launcher_the_world_is_this_process(world: Layout) -> None:
         virtual_pipeline=1,
         data=1,
         data_rank=0,
+        expert=1,
         sequence=False,
         zero_stage=1,
     )
@@ -44,6 +45,7 @@ def test_a_description_has_the_sizes_alone(world: Layout) -> None:
         "pipeline": 1,
         "virtual_pipeline": 1,
         "data": 1,
+        "expert": 1,
         "sequence": False,
         "zero_stage": 1,
     }
