@@ -1,13 +1,15 @@
-"""Seconds per training step: bigtrain on one process against plain PyTorch on `transformers`' Llama.
+"""Seconds per training step: bigtrain against plain PyTorch on `transformers`' Llama.
 
 Both sides start from the same weights and train on the same batches, in one process with the same threads,
 step by step in turn; who begins alternates. The plain loop is what a careful user writes: fused AdamW,
 `clip_grad_norm_`, scaled dot product attention. `ratio` is the median of the pairs' ratios of wall time, `cpu_ratio`
 that of CPU time, which other programs on the machine disturb less. Peak memory is measured for each side alone, in
-a process of its own. Prints one JSON line, and fails where the two sides' losses or gradient norms differ: then they
-did not do the same work.
+a process of its own. With `--nproc`, the peer is DistributedDataParallel, or with `--zero-stage 3` FSDP2, its layers
+sharded one by one; both sides reduce gradients once a step. Prints one JSON line, and fails where the two sides'
+losses or gradient norms differ: then they did not do the same work.
 
     OMP_NUM_THREADS=2 python benchmarks/step_overhead.py
+    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py --nproc 2 --zero-stage 3
 """
 
 import argparse
@@ -19,25 +21,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigtrain.checkpoint import catalog, store
 from bigtrain.config import Config, parse_config, validate
 from bigtrain.data.loader import Batch
+from bigtrain.launch.environment import World
+from bigtrain.launch.local import run_workers
 from bigtrain.models.size import parameter_count
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.training.schedule import learning_rate
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "distributed"))
-from plain import write_checkpoint
+from plain import megatron_weights, write_checkpoint
 
 LOSS_TOLERANCE = 1e-4
 """Relative difference of losses that the order of summation explains over some ten steps."""
@@ -68,6 +77,7 @@ class Side:
     results: list[tuple[float, float]]
 
     def take(self, batches: list[Batch], number: int) -> None:
+        dist.barrier()
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         self.results.append(self.step(batches, number))
         seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
@@ -77,6 +87,8 @@ class Side:
 
 def main() -> None:
     options = parse_options()
+    if options.nproc > 1 and "RANK" not in os.environ:
+        sys.exit(run_workers([sys.executable, *sys.argv], World(options.nproc)))
     config = run_config(options)
     topology.start_processes(config)
     if options.alone:
@@ -86,16 +98,24 @@ def main() -> None:
     loss_difference, norm_difference = largest_differences(ours, theirs)
     if not (loss_difference <= LOSS_TOLERANCE and norm_difference <= NORM_TOLERANCE):
         sys.exit(f"void: losses differ by {loss_difference:.1e}, gradient norms by {norm_difference:.1e} (relative)")
+    if dist.get_rank() > 0:
+        topology.stop_processes()
+        return
+    alone = (
+        {} if options.nproc > 1 else {side: {"peak_memory_bytes": run_alone(side)} for side in ("bigtrain", "plain")}
+    )
     pairs = list(zip(ours.costs, theirs.costs, strict=True))
     result = {
         "benchmark": "step_overhead",
         "ratio": statistics.median(a.seconds / b.seconds for a, b in pairs),
         "cpu_ratio": statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in pairs),
-        "bigtrain": summary(ours, config) | {"peak_memory_bytes": run_alone("bigtrain")},
-        "plain": summary(theirs, config) | {"peak_memory_bytes": run_alone("plain")},
+        "peer": peer_name(options.nproc, options.zero_stage),
+        "bigtrain": summary(ours, config) | alone.get("bigtrain", {}),
+        "plain": summary(theirs, config) | alone.get("plain", {}),
         "loss_difference": loss_difference,
         "grad_norm_difference": norm_difference,
         "pairs": options.pairs,
+        "nproc": options.nproc,
         "parameters": parameter_count(config.model),
         "model": config.model.model_dump(exclude_defaults=True),
         "sequence_length": config.training.sequence_length,
@@ -107,6 +127,13 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "megatron-core", "deepspeed", "transformers")},
     }
     print(json.dumps(result))
+    topology.stop_processes()
+
+
+def peer_name(nproc: int, zero_stage: int) -> str:
+    if nproc == 1:
+        return "plain PyTorch"
+    return "FSDP2" if zero_stage == 3 else "DistributedDataParallel"
 
 
 def parse_options() -> argparse.Namespace:
@@ -120,6 +147,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--micro-batch-size", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, default=1)
+    parser.add_argument("--nproc", type=int, default=1, help="processes, data parallel")
     parser.add_argument("--alone", choices=("bigtrain", "plain"), help="only measure this side's memory")
     return parser.parse_args()
 
@@ -139,7 +167,7 @@ def run_config(options: argparse.Namespace) -> Config:
     training = {
         "output_dir": "unused",
         "steps": options.warmup + options.pairs,
-        "global_batch_size": options.micro_batch_size * options.micro_batches,
+        "global_batch_size": options.micro_batch_size * options.micro_batches * options.nproc,
         "micro_batch_size": options.micro_batch_size,
         "sequence_length": options.sequence_length,
         "precision": "fp32",
@@ -153,7 +181,7 @@ def run_config(options: argparse.Namespace) -> Config:
             "training": training,
         }
     )
-    validate(config, world_size=1)
+    validate(config, world_size=options.nproc)
     return config
 
 
@@ -161,11 +189,11 @@ def race(config: Config, warmup: int) -> tuple[Side, Side]:
     """Both sides after all steps, with the costs of those that count: bigtrain, plain."""
     llama = plain_model(config)
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(llama, config.model.model_dump(mode="json"), Path(folder))
+        write_checkpoint(megatron_weights(llama), config.model.model_dump(mode="json"), Path(folder))
         ours = Side(bigtrain_step(config, Path(folder)), [], [])
     theirs = Side(plain_step(config, llama), [], [])
     for number in range(config.training.steps):
-        batches = draw_batches(config, number)
+        batches = draw_batches(config, number)[dist.get_rank() :: dist.get_world_size()]
         for side in (ours, theirs) if number % 2 else (theirs, ours):
             side.take(batches, number)
     for side in (ours, theirs):
@@ -218,6 +246,7 @@ def plain_model(config: Config) -> LlamaForCausalLM:
 def plain_step(config: Config, model: LlamaForCausalLM) -> Step:
     """The peer: the loop that a user of PyTorch and `transformers` writes."""
     options = config.optimizer
+    wrapped = distributed(config, model)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -226,23 +255,46 @@ def plain_step(config: Config, model: LlamaForCausalLM) -> Step:
         eps=options.eps,
         fused=True,
     )
-    model.train()
+    wrapped.train()
 
     def step(batches: list[Batch], number: int) -> tuple[float, float]:
-        total = 0.0
+        total = torch.zeros(())
         for batch in batches:
-            logits = model(batch.input_ids).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten()) / len(batches)
-            loss.backward()
-            total += loss.item()
+            with reduction(wrapped, batch is batches[-1]):
+                logits = wrapped(batch.input_ids).logits
+                loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten()) / len(batches)
+                loss.backward()
+            total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, number)
         optimizer.step()
         optimizer.zero_grad()
-        return total, norm.item()
+        dist.all_reduce(total)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return total.item() / dist.get_world_size(), norm.item()
 
     return step
+
+
+def distributed(config: Config, model: LlamaForCausalLM) -> torch.nn.Module:
+    """The model as a user of PyTorch alone would spread it."""
+    if dist.get_world_size() == 1:
+        return model
+    if config.parallel.zero_stage < 3:
+        return DistributedDataParallel(model)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+@contextmanager
+def reduction(model: torch.nn.Module, last: bool) -> Iterator[None]:
+    """Reduce gradients in the last micro-batch alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+        yield
 
 
 def draw_batches(config: Config, step: int) -> list[Batch]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from bigtrain.verify.legs import Outcome
 
-FIRST_STEP = {"fp32": 1e-6, "bf16": 2e-2}
-"""Largest relative difference of loss or gradient norm in the first step: float32's rounding, and bfloat16's, whose
-8 bits of mantissa round each activation by up to 4e-3."""
+FIRST_STEP = {"fp32": 1e-6, "bf16": 2e-3}
+"""Largest relative difference of loss or gradient norm in the first step. In bfloat16 each activation is rounded by
+up to 4e-3, of which sums leave little: seen were 2e-4 over all layouts of four processes."""
 LATER_STEPS = {"fp32": 1e-4, "bf16": 1e-1}
 """The same in any step."""
 CONTROLS = 10.0

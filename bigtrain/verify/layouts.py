@@ -7,13 +7,11 @@ from typing import Any
 from bigtrain.config import Config, ParallelConfig, validate
 from bigtrain.errors import ConfigError
 
-AXES = ("tensor", "context", "pipeline", "virtual_pipeline", "sequence", "expert", "zero_stage")
+AXES = ("tensor", "context", "expert", "pipeline", "virtual_pipeline", "sequence", "zero_stage")
 
 
 def legal_layouts(config: Config, small: Config, world_size: int, pinned: Collection[str]) -> list[ParallelConfig]:
     """The layouts that both the user's configuration and its small copy allow, the simplest first.
-
-    Layers are balanced over the pipeline: the copy has too few for a `layers_per_stage` of the user's.
 
     Args:
         config: The user's.
@@ -23,26 +21,25 @@ def legal_layouts(config: Config, small: Config, world_size: int, pinned: Collec
     """
     return [
         layout
-        for layout in _candidates(config, world_size, pinned)
+        for layout in _candidates(config.parallel, world_size, pinned)
         if _is_legal(config, layout, world_size) and _is_legal(small, layout, world_size)
     ]
 
 
-def _candidates(config: Config, world_size: int, pinned: Collection[str]) -> Iterator[ParallelConfig]:
-    given = config.parallel.model_copy(update={"layers_per_stage": None})
+def _candidates(given: ParallelConfig, world_size: int, pinned: Collection[str]) -> Iterator[ParallelConfig]:
     divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
     choices: dict[str, list[Any]] = {
         "tensor": divisors,
         "context": divisors,
+        "expert": divisors,
         "pipeline": divisors,
         "virtual_pipeline": [1, 2],
         "sequence": [False, True],
-        "expert": divisors if config.model.num_experts else [1],
         "zero_stage": [0, 1, 2, 3],
     }
     choices |= {axis: [getattr(given, axis)] for axis in pinned}
     for values in itertools.product(*(choices[axis] for axis in AXES)):
-        layout = given.model_copy(update=dict(zip(AXES, values, strict=True)))
+        layout = given.model_copy(update={"layers_per_stage": None, **dict(zip(AXES, values, strict=True))})
         if layout.sequence and layout.tensor == 1 and "sequence" not in pinned:
             continue  # says nothing
         yield layout
@@ -69,9 +66,9 @@ def name(layout: ParallelConfig, world_size: int) -> str:
     sizes = {
         "TP": layout.tensor,
         "CP": layout.context,
+        "EP": layout.expert,
         "PP": layout.pipeline,
         "VPP": layout.virtual_pipeline,
-        "EP": layout.expert,
         "DP": world_size // layout.model_parallel_size,
     }
     words = [f"{axis}{size}{'+SP' * (axis == 'TP' and layout.sequence)}" for axis, size in sizes.items() if size > 1]

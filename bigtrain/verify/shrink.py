@@ -56,19 +56,21 @@ def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
         "num_key_value_heads": kv_heads,
         "head_dim": HEAD_SIZE + 8 if odd_head else None,
         "intermediate_size": 2 * heads * HEAD_SIZE,
-        **_experts(model, world_size, heads * HEAD_SIZE),
+        **_experts(model, world_size),
         "max_position_embeddings": length,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
 
 
-def _experts(model: ModelConfig, world_size: int, width: int) -> dict[str, Any]:
+def _experts(model: ModelConfig, world_size: int) -> dict[str, Any]:
     if model.num_experts is None:
         return {}
+    experts = _fewer(model.num_experts, 2 * world_size)
     return {
-        "num_experts": _fewer(model.num_experts, max(world_size, model.num_experts_per_tok)),
-        "moe_intermediate_size": width,
+        "num_experts": experts,
+        "num_experts_per_tok": min(model.num_experts_per_tok, experts),
+        "moe_intermediate_size": HEAD_SIZE if model.moe_intermediate_size else None,
     }
 
 

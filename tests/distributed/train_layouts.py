@@ -22,7 +22,7 @@ def train(case: dict) -> list[tuple[float, ...]]:
     config = parse_config(case["config"])
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
-    read = batch_reader(config, layout, open_inputs(config))
+    read = batch_reader(config, layout, open_inputs(config).train)
     engine = Engine(config, layout)
     if case.get("checkpoint"):
         store.load(catalog.read(Path(case["checkpoint"])), engine)

@@ -90,6 +90,18 @@ def test_a_missing_reduction_is_seen(tmp_path: Path) -> None:
     assert "not all agree" in result.stdout
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_bf16_has_a_band_that_a_wrong_reduction_leaves(right: bool, tmp_path: Path) -> None:
+    """Without the sum of the tied embedding's gradients over the pipeline's ends."""
+    path = spoilt(tmp_path, "bigtrain.parallel.engine", "" if right else "Engine._reduce_shared = lambda self: None")
+    words = ("--precision=bf16", "--steps=3", "parallel.tensor=1", "parallel.context=1", "parallel.zero_stage=1")
+    result = verify("layouts", *words, PYTHONPATH=path)
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("DP2", "PP2"))]
+    pipeline = "agrees" if right else "differs"
+    assert [row[-1] for row in rows] == ["agrees", pipeline, pipeline], result.stdout
+    assert result.returncode == (0 if right else 1)
+
+
 def test_nothing_leaks(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     result = verify("masks", "--certificate", str(path))

@@ -60,7 +60,7 @@ def test_the_users_own_limits_count(tiny: Callable[..., Config]) -> None:
 def test_experts_are_spread_in_every_way(tiny: Callable[..., Config]) -> None:
     config = tiny("model.num_experts=64", "model.num_experts_per_tok=6", "parallel.layers_per_stage=[2]")
     small = shrunken(config, 2, 5, "fp32")
-    assert (small.model.num_experts, small.model.num_experts_per_tok) == (8, 6)
+    assert (small.model.num_experts, small.model.num_experts_per_tok) == (4, 4)
     found = {name(layout, 2) for layout in legal_layouts(config, small, 2, ())}
     assert {word for word in found if "EP2" in word} == {
         f"{shape} ZeRO-{stage}" for shape in ("TP2+SP EP2", "CP2 EP2", "EP2 DP2") for stage in (1, 2)
