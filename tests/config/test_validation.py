@@ -398,7 +398,7 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
         (m.num_attention_heads, m.kv_heads),
         (m.ffn_size, 1 if m.num_experts else p.tensor),
         (m.num_experts or 1, p.expert),
-        (p.tensor * data, p.expert),
+        (p.tensor * p.context * data, p.expert),
         (m.vocab_size, p.tensor),
         (t.global_batch_size, t.micro_batch_size * data),
         (t.sequence_length, 2 * p.context if p.context > 1 else 1),
