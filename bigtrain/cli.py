@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bigtrain import __version__
 from bigtrain.errors import EXIT_USER_ERROR, UserError
+from bigtrain.training import faults
 
 app = typer.Typer(
     name="bigtrain",
@@ -68,9 +69,12 @@ def main() -> None:
     """Run a command; a user's mistake is one message and exit code 2."""
     try:
         app()
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
+    except Exception as error:
+        if "RANK" in os.environ:
+            faults.leave(error)  # one of several: what Python does at the end may wait for the others
+        if not isinstance(error, UserError):
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -13,6 +13,10 @@ class BigTrainError(Exception):
     """Root of the tree; raised directly only for faults that are not the user's."""
 
 
+class PeerError(BigTrainError):
+    """What another rank met, told by a rank that met nothing itself."""
+
+
 class UserError(BigTrainError):
     """A mistake of the user's: one clear message, exit code 2."""
 

@@ -62,10 +62,11 @@ echo "== $(command -v "$BIGTRAIN_PYTHON"), $("$BIGTRAIN_PYTHON" --version), bigt
 env | grep -E '^(BIGTRAIN|CUDA|DS|GLOO|MASTER|NCCL|OMP|PYTORCH|TORCH)_' | grep -viE 'key|token|secret|passw' | sort || true
 echo "== $*"
 
-# --wait: when one node's launcher has ended, the others get a minute. (--kill-on-bad-exit would give them none,
-# and 75 is a "bad exit" too: they may be finishing the checkpoint.)
+# --wait: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait for
+# ever for those that are gone. (--kill-on-bad-exit would give them none, and 75 is a "bad exit" too.) After an
+# orderly stop all end at once: they meet for the last time when everything is written.
 # srun does not take --cpus-per-task over from sbatch.
-step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=60 --kill-on-bad-exit=0)
+step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=15 --kill-on-bad-exit=0)
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then step+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
 
 # At preemption and scancel everything in the job gets SIGTERM, this script too: it stays, to see how the step ends.

@@ -12,6 +12,8 @@ SIGTERM, where writing a checkpoint may take longer, and dies of SIGUSR1.
     worker     ends otherwise           ->  the others may wait for it in a collective forever: SIGTERM, and
                                             SIGKILL after a grace
     launcher   dies                     ->  the kernel kills the workers
+
+When all have ended the fault that came first is told, as the last thing on the terminal (`ending`).
 """
 
 import ctypes
@@ -23,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,10 +34,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
+from bigtrain.launch.ending import Ending, first_fault, obituary, oom_kills, state_of
 from bigtrain.launch.environment import World
+from bigtrain.training import faults
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-TAIL_LINES = 40
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)
 
@@ -47,6 +51,10 @@ class _Worker:
     """Where its output goes; None: to the launcher's own."""
     log_start: int
     """Bytes that were in the log before this start."""
+    seen: float = 0.0
+    """When it was seen to have ended, in seconds since 1970."""
+    killed_in: str = ""
+    """State in which it had to be killed."""
 
 
 @dataclass
@@ -58,7 +66,7 @@ class _Watch:
     killed: bool = False
     """By a second SIGINT."""
     failed: list[_Worker] = field(default_factory=list)
-    """Workers that ended with a fault of their own, the first one first."""
+    """Workers that ended with a fault of their own."""
     kill_at: float | None = None
     """When the workers that a failure left behind are killed, on the monotonic clock; None: nothing has failed."""
 
@@ -79,8 +87,9 @@ def run_workers(
 
     Each finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
     and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal.
-    If a worker fails, the last lines of its log go to stderr, after a line that says which it was.
-    To be called from the main thread: it handles signals.
+    If a worker fails, what it met goes to stderr when all have ended: what it put down itself (`training.faults`),
+    else the last lines of its log, after a line that says which it was. To be called from the
+    main thread: it handles signals.
 
     Args:
         command: The program and its arguments.
@@ -90,24 +99,28 @@ def run_workers(
         grace_seconds: From a failure to SIGKILL, for the workers it leaves behind.
 
     Returns:
-        0 when all ended with 0; 2 when one ended with 2 (a user's mistake, which rank 0 has told); 75 when they
-        were stopped to be requeued; else the exit code of the first that failed, 128 + n after signal n.
+        0 when all ended with 0; 2 when one ended with 2 (a user's mistake); 75 when they were stopped to be
+        requeued; else the exit code of the first that failed, 128 + n after signal n.
 
     Raises:
         ConfigError: A log cannot be written, or the command cannot be started.
     """
     watch = _Watch()
     workers: list[_Worker] = []
-    with _signals() as next_signals:
+    ooms_before = oom_kills()
+    with tempfile.TemporaryDirectory(prefix="bigtrain-") as folder, _signals() as next_signals:
         try:
-            for environment in _environments(world, os.environ if env is None else env):
+            for environment in _environments(world, {**(os.environ if env is None else env), faults.FOLDER: folder}):
                 workers.append(_start(command, environment, log_dir))  # noqa: PERF401 (known to `finally` one by one)
             _supervise(workers, watch, next_signals, grace_seconds)
         finally:
             _kill(workers)  # where an exception came between
             for worker in workers:
                 worker.process.wait()
-    return _report(workers, watch)
+        endings = _endings(workers, Path(folder))
+    if watch.failed and not watch.killed:
+        return _report(endings, watch, world.nnodes, oom_kills() - ooms_before)
+    return _exit_code(endings, watch)
 
 
 def _environments(world: World, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -216,6 +229,8 @@ def _supervise(
                 _forward(number, running, watch)
         ended = [worker for worker in running if worker.process.poll() is not None]
         running = [worker for worker in running if worker not in ended]
+        for worker in ended:
+            worker.seen = time.time()
         watch.failed += [worker for worker in ended if _is_fault(worker.process.returncode, watch)]
         if watch.failed and watch.kill_at is None:
             if watch.failed[0].process.returncode != EXIT_USER_ERROR:
@@ -223,6 +238,8 @@ def _supervise(
                     worker.process.terminate()
             watch.kill_at = time.monotonic() + grace_seconds
         elif watch.seconds_left() == 0:
+            for worker in running:
+                worker.killed_in = state_of(worker.process.pid)
             _kill(running)
             watch.kill_at = math.inf
 
@@ -240,8 +257,10 @@ def _forward(number: int, running: Sequence[_Worker], watch: _Watch) -> None:
 def _is_fault(code: int, watch: _Watch) -> bool:
     """Whether a worker that ended with this return code (-n: by signal n) did so on its own account."""
     by_us = {*watch.forwarded}  # it had not come to setting its handlers
-    if watch.killed or watch.kill_at is not None:
-        by_us |= {signal.SIGTERM, signal.SIGKILL}
+    if watch.kill_at is not None:
+        by_us.add(signal.SIGTERM)
+    if watch.killed or watch.kill_at == math.inf:
+        by_us.add(signal.SIGKILL)
     return code not in (0, EXIT_REQUEUE) and -code not in by_us
 
 
@@ -252,50 +271,42 @@ def _kill(workers: Iterable[_Worker]) -> None:
             os.killpg(worker.process.pid, signal.SIGKILL)
 
 
-def _report(workers: Sequence[_Worker], watch: _Watch) -> int:
-    """Say who failed, and give the exit code of them all."""
+def _endings(workers: Iterable[_Worker], folder: Path) -> list[Ending]:
+    told = faults.read(folder)
+    return [
+        Ending(
+            rank=worker.rank,
+            pid=worker.process.pid,
+            code=worker.process.returncode,
+            seen=worker.seen,
+            killed_in=worker.killed_in,
+            fault=told.get(worker.rank),
+            crash=faults.read_crash(folder, worker.rank),
+            log=worker.log,
+            log_start=worker.log_start,
+        )
+        for worker in workers
+    ]
+
+
+def _report(endings: Sequence[Ending], watch: _Watch, nnodes: int, ooms: int) -> int:
+    """Say whose fault came first, and give its exit code."""
+    ranks = {worker.rank for worker in watch.failed}
+    failed = [ending for ending in endings if ending.rank in ranks]
+    if any(ending.rank == 0 and ending.code == EXIT_USER_ERROR and ending.fault is None for ending in failed):
+        return EXIT_USER_ERROR  # rank 0 has said itself what is wrong, on the terminal
+    first = first_fault(failed)
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")  # rank 0's live line had hidden the cursor
+    sys.stderr.write(obituary(first, failed, endings, nnodes, ooms))
+    return first.exit_code
+
+
+def _exit_code(endings: Sequence[Ending], watch: _Watch) -> int:
+    """Where nobody failed by itself."""
     if watch.killed:
         return 128 + signal.SIGINT
-    mistaken = [worker for worker in watch.failed if worker.process.returncode == EXIT_USER_ERROR]
-    if any(worker.rank == 0 for worker in mistaken):
-        return EXIT_USER_ERROR  # rank 0 has said what is wrong, on the terminal
-    if watch.failed:
-        first = (mistaken or watch.failed)[0]
-        sys.stderr.write(_obituary(first))
-        return _exit_code(first)
-    codes = {_exit_code(worker) for worker in workers}
+    codes = {ending.exit_code for ending in endings}
     if codes & {EXIT_REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1}:
         return EXIT_REQUEUE
     return max(codes)  # 0, or 130 where SIGINT came before there was a handler
-
-
-def _exit_code(worker: _Worker) -> int:
-    code = worker.process.returncode
-    return code if code >= 0 else 128 - code
-
-
-def _obituary(worker: _Worker) -> str:
-    """How a worker ended, and the last it said."""
-    code = worker.process.returncode
-    how = f"with exit code {code}" if code >= 0 else f"by signal {-code} ({_signal_name(-code)})"
-    if code == -signal.SIGKILL:
-        how += "; the kernel sends it where memory runs out"
-    lines = [f"rank {worker.rank} (pid {worker.process.pid}) ended {how}"]
-    if worker.log is not None:
-        lines[0] += f"; the end of {worker.log}:"
-        lines += _tail(worker.log, worker.log_start)
-    return "\n".join(lines) + "\n"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return "no name"
-
-
-def _tail(log: Path, start: int) -> list[str]:
-    """The last lines that were written after byte `start`."""
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 64 * 1024))
-        return file.read().decode(errors="replace").splitlines()[-TAIL_LINES:]

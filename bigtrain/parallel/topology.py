@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from bigtrain.config import Config
-from bigtrain.errors import BigTrainError, UserError
+from bigtrain.errors import PeerError, UserError
 from bigtrain.parallel import compat
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ def together() -> Iterator[None]:
     Raises:
         UserError: What a rank met, the same on all.
         Exception: What this rank met, where that is not the user's mistake.
-        BigTrainError: With the traceback of the rank that met it.
+        PeerError: With the traceback of the rank that met it.
     """
     error: Exception | None = None
     try:
@@ -192,7 +192,7 @@ def _shared(error: Exception | None) -> Exception:
     mine = error if error is None or isinstance(error, UserError) else "".join(traceback.format_exception(error))
     dist.all_gather_object(told, mine, group=_control())
     rank, first = next((rank, met) for rank, met in enumerate(told) if met is not None)
-    return first if isinstance(first, UserError) else error or BigTrainError(f"rank {rank} failed:\n{first}")
+    return first if isinstance(first, UserError) else error or PeerError(f"rank {rank} failed:\n{first}")
 
 
 def stop_processes() -> None:

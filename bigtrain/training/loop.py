@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bigtrain.training.schedule import learning_rate
 from bigtrain.training.signals import StopRequest
 from bigtrain.training.throughput import model_flops_utilization, peak_memory_bytes
 from bigtrain.training.validation import validate
+from bigtrain.training.watchdog import Watchdog
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Run:
     saver: Saver
     state: catalog.TrainingState
     stop: StopRequest
+    watchdog: Watchdog
     log: logging.Logger
     progress: ProgressLine
     dashboard: Dashboard | None
@@ -71,7 +74,9 @@ def train(run: Run) -> bool:
     meter = _Meter()
     batches = _batches(run)
     stopping = False
+    began_at = run.state.step
     while run.state.step < steps and not stopping:
+        run.watchdog.feed(f"step {run.state.step + 1}", run.state.step, first=run.state.step == began_at)
         meter.start()
         micro = next(batches)
         meter.data_arrived()
@@ -85,9 +90,11 @@ def train(run: Run) -> bool:
             _validate(run)
         stopping = topology.any_rank(run.stop.received is not None)
         if stopping or _due(run.state.step, config.checkpoint.interval, steps):
+            run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step)
             run.saver.save(run.state)
         else:
             run.saver.poll()
+    run.watchdog.feed("the wait for the last checkpoint", run.state.step)
     run.saver.finish()
     batches.close()
     return run.state.step >= steps
@@ -182,7 +189,9 @@ def _publish(run: Run, row: dict[str, Any]) -> None:
 def _validate(run: Run) -> None:
     if run.inputs.validation is None:
         return
-    row = {"step": run.state.step, **validate(run.engine, run.config, run.inputs.validation)}
+    step = run.state.step
+    feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
+    row = {"step": step, **validate(run.engine, run.config, run.inputs.validation, feed)}
     run.event("evaluate", validation_loss=row["validation_loss"])
     if run.is_first:
         _publish(run, row)

@@ -14,12 +14,13 @@ from bigtrain.models.size import parameter_count
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
-from bigtrain.training import records
+from bigtrain.training import faults, records
 from bigtrain.training.dashboard import Dashboard
 from bigtrain.training.loop import Run, train
 from bigtrain.training.preflight import Inputs, open_inputs, preflight
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.signals import StopRequest
+from bigtrain.training.watchdog import Watchdog
 
 
 def pretrain(config: Config) -> int:
@@ -31,6 +32,7 @@ def pretrain(config: Config) -> int:
     Raises:
         UserError: On every rank, before the first step.
     """
+    faults.catch_crashes()
     with StopRequest() as stop:
         layout = topology.start_processes(config)
         try:
@@ -45,16 +47,25 @@ def pretrain(config: Config) -> int:
             )
             topology.stop_processes()
             return 0
-        run = _start(config, layout, inputs, stop)
-        with closing(run.saver):
-            finished = train(run)
-        details: dict[str, Any] = {} if finished else {"signal": stop.received}
-        run.event("stop" if finished else "preempt", **details)
-        exit_code = 0 if finished else EXIT_REQUEUE
-        run.progress.close()
-        if run.dashboard is not None:
-            run.dashboard.close(exit_code)
-        topology.stop_processes()
+        output_dir = Path(config.training.output_dir)
+        with Watchdog(config.training.step_timeout, output_dir, layout.rank, layout.world_size) as watchdog:
+            run = _start(config, layout, inputs, stop, watchdog)
+            with closing(run.saver):
+                finished = train(run)
+            watchdog.feed("the end of the run", run.state.step)
+            exit_code = _end(run, finished)
+    return exit_code
+
+
+def _end(run: Run, finished: bool) -> int:
+    """Close what is open, on all ranks; gives the exit code."""
+    details: dict[str, Any] = {} if finished else {"signal": run.stop.received}
+    run.event("stop" if finished else "preempt", **details)
+    exit_code = 0 if finished else EXIT_REQUEUE
+    run.progress.close()
+    if run.dashboard is not None:
+        run.dashboard.close(exit_code)
+    topology.stop_processes()
     return exit_code
 
 
@@ -69,12 +80,14 @@ def _inputs(config: Config, layout: Layout) -> Inputs:
     return inputs
 
 
-def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) -> Run:
+def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, watchdog: Watchdog) -> Run:
     output_dir = Path(config.training.output_dir)
     log = records.log_to_file(output_dir, layout.rank)
     log.info("layout %s, rank %d", layout.describe(), layout.rank)
     if layout.rank == 0:
         _record_inputs(config, inputs, output_dir)
+    step = inputs.checkpoint.state.step if inputs.checkpoint else 0
+    watchdog.feed("building the model and reading the checkpoint", step, first=True)
     engine = Engine(config, layout)
     resumed = inputs.checkpoint
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
@@ -99,6 +112,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest) ->
         saver=saver,
         state=state,
         stop=stop,
+        watchdog=watchdog,
         log=log,
         progress=ProgressLine(config.training.steps, state.step, shown=layout.rank == 0),
         dashboard=Dashboard(config, output_dir) if layout.rank == 0 else None,

@@ -63,9 +63,14 @@ def forget_after(path: Path, step: int) -> int:
     return len(rows) - len(kept)
 
 
+def log_path(output_dir: Path, rank: int) -> Path:
+    """Where a rank's log lies in the run's folder."""
+    return output_dir / "logs" / f"rank-{rank:05d}.log"
+
+
 def log_to_file(output_dir: Path, rank: int) -> logging.Logger:
-    """Send this rank's log to `logs/rank-00000.log`; rank 0 keeps its terminal, others write all output there."""
-    path = output_dir / "logs" / f"rank-{rank:05d}.log"
+    """Send this rank's log to `log_path`; rank 0 keeps its terminal, others write all output there."""
+    path = log_path(output_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     if rank > 0:
         sys.stdout.flush()

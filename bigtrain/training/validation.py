@@ -1,6 +1,7 @@
 """The loss on held-out text: the same samples and the same number whatever the layout."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from bigtrain.data.samples import Samples
 from bigtrain.parallel.engine import Engine
 
 
-def validate(engine: Engine, config: Config, samples: Samples) -> dict[str, float]:
+def validate(
+    engine: Engine, config: Config, samples: Samples, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Mean loss over the first `validation_samples` windows (all, if 0), every token a target.
 
     Returns:
@@ -22,6 +25,7 @@ def validate(engine: Engine, config: Config, samples: Samples) -> dict[str, floa
     count = min(config.training.validation_samples or len(samples), len(samples))
     total = 0.0
     for first in range(0, count, size):
+        before_batch()
         total += float(engine.evaluate(_batches(engine, config, samples, first, count)))
     loss = total / (count * samples.sequence_length)
     manifest = samples.dataset.manifest

@@ -20,6 +20,7 @@ from bigtrain.data.order import permute
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
+from bigtrain.training import faults
 from bigtrain.training.loop import batch_reader
 from bigtrain.training.preflight import open_inputs
 from bigtrain.training.schedule import learning_rate
@@ -147,4 +148,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as error:
+        faults.leave(error)

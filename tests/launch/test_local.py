@@ -106,7 +106,7 @@ sys.exit(1)
     assert (code, out) == (1, "said goodbye at SIGTERM\n")
 
 
-@pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "memory runs out"), (signal.SIGABRT, "Fatal Python")])
+@pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "sent from outside"), (signal.SIGABRT, "Fatal Python")])
 def test_death_by_a_signal_has_its_name(launch: Launch, number: signal.Signals, hint: str) -> None:
     body = f"if rank == 1: os.kill(os.getpid(), {int(number)})\nsignal.pause()"
     code, _, err = launch(body).end()
@@ -273,10 +273,11 @@ def test_only_the_end_of_this_start_is_told(launch: Launch) -> None:
 
 
 def test_without_a_log_folder_all_share_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-c", "import os, sys; os.write(1, b'here\\n'); sys.exit(4)"]
-    assert run_workers(command, World(2)) == 4
+    lines = "import os, signal\nif os.environ['RANK'] == '0': signal.pause()\nos.write(1, b'here\\n')\nos._exit(4)"
+    assert run_workers([sys.executable, "-c", lines], World(2)) == 4
     out, err = capfd.readouterr()
-    assert out.startswith("here\n")
+    assert out == "here\n"
+    assert err.startswith("rank 1 (pid ")
     assert err.endswith(") ended with exit code 4\n")
     assert len(err.splitlines()) == 1
 

@@ -151,6 +151,6 @@ def test_two_processes_know_their_places_and_agree(tiny: Callable[..., Config], 
     assert first["user"] == second["user"] == ["DataError", "what rank 1 met"]
     assert first["fault"] == ["OSError", "disk full"]
     kind, message = second["fault"]
-    assert kind == "BigTrainError"
+    assert kind == "PeerError"
     assert message.startswith("rank 0 failed:\nTraceback")
     assert "OSError: disk full" in message

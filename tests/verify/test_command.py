@@ -31,6 +31,7 @@ def test_layouts_agree(tmp_path: Path) -> None:
     assert all(row["agrees"] and row["name"] in result.stdout for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     path = tmp_path / "certificate.json"
     result = verify("layouts", "--resume", "--steps=2", "parallel.pipeline=1", "--certificate", str(path))
@@ -90,6 +91,7 @@ def test_a_missing_reduction_is_seen(tmp_path: Path) -> None:
     assert "not all agree" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_bf16_has_a_band_that_a_wrong_reduction_leaves(right: bool, tmp_path: Path) -> None:
     """Without the sum of the tied embedding's gradients over the pipeline's ends."""
@@ -102,6 +104,7 @@ def test_bf16_has_a_band_that_a_wrong_reduction_leaves(right: bool, tmp_path: Pa
     assert result.returncode == (0 if right else 1)
 
 
+@pytest.mark.slow
 def test_nothing_leaks(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     result = verify("masks", "--certificate", str(path))
@@ -114,6 +117,7 @@ def test_nothing_leaks(tmp_path: Path) -> None:
     assert all(row["moves"]["others"] in (None, 0) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_leak_between_documents_is_seen(tmp_path: Path) -> None:
     """Where attention takes a sample for one document."""
     change = "CoreAttention._each = lambda self, q, k, v, lengths: self._attend(q[None], k[None], v[None])"
