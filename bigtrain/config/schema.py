@@ -150,7 +150,7 @@ class ParallelConfig(Section):
     arXiv:2309.14509) where the heads of a process divide, else send keys and values around a ring
     (arXiv:2310.01889)."""
     expert: PositiveInt = 1
-    """Processes that share the experts of each layer, out of the tensor x data ones that hold the same layers;
+    """Processes that share the experts of each layer, out of the tensor x context x data ones of a stage;
     tokens travel to their experts and back (GShard, arXiv:2006.16668)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is split over the processes of data and context parallel together (ZeRO,

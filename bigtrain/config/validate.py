@@ -216,8 +216,8 @@ def _world(config: Config, world_size: int) -> Iterator[str]:
     if config.model.num_experts and (config.model.num_experts % p.expert or holders % p.expert):
         yield (
             f"parallel.expert ({p.expert}) does not divide both model.num_experts ({config.model.num_experts}) and the "
-            f"tensor({p.tensor}) x data({data_parallel_size(config, world_size)}) processes that hold the same layers: "
-            f"each holds as many experts; {_fitting('parallel.expert', config.model.num_experts, holders)}"
+            f"{holders} processes of a stage (tensor x context x data): each holds as many experts; "
+            f"{_fitting('parallel.expert', config.model.num_experts, holders)}"
         )
     yield from _batch(config, world_size)
 

@@ -39,7 +39,7 @@ class Layout:
     data: int
     data_rank: int
     expert: int
-    """Processes that share the experts of each layer, out of its tensor x data ones."""
+    """Processes that share the experts of each layer, out of its tensor x context x data ones."""
     sequence: bool
     zero_stage: int
 

@@ -10,7 +10,7 @@ from bigtrain.config import Config, load_config
 from bigtrain.errors import UserError
 from bigtrain.training.records import EVENTS, METRICS, read_rows
 
-AXES = ("tensor", "context", "pipeline", "virtual_pipeline", "data")
+AXES = ("tensor", "context", "pipeline", "virtual_pipeline", "expert", "data")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
     else:
         run.event("start", layout=layout)
     axes = " x ".join(
-        f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "data") if layout[name] > 1
+        f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
     run.progress.say(

@@ -150,8 +150,8 @@ RULES = [
     (
         4,
         "model.num_experts=6 parallel.expert=4",
-        "parallel.expert (4) does not divide both model.num_experts (6) and the tensor(1) x data(4) processes that "
-        "hold the same layers: each holds as many experts; parallel.expert could be 1 or 2",
+        "parallel.expert (4) does not divide both model.num_experts (6) and the 4 processes of a stage (tensor "
+        "x context x data): each holds as many experts; parallel.expert could be 1 or 2",
         ["parallel.expert=1", "parallel.expert=2"],
     ),
     (
@@ -398,7 +398,7 @@ def test_an_accepted_layout_gives_whole_shares_and_nothing_is_changed(tree: dict
         (m.num_attention_heads, m.kv_heads),
         (m.ffn_size, 1 if m.num_experts else p.tensor),
         (m.num_experts or 1, p.expert),
-        (p.tensor * data, p.expert),
+        (p.tensor * p.context * data, p.expert),
         (m.vocab_size, p.tensor),
         (t.global_batch_size, t.micro_batch_size * data),
         (t.sequence_length, 2 * p.context if p.context > 1 else 1),

@@ -143,6 +143,7 @@ def refused(error: type[UserError], match: str, source: Path, output: Path, **op
         ({"position_embedding": "learned", "hidden_act": "gelu"}, "'learned' and must be 'rope'; model.hidden_act"),
         ({"gated_mlp": False}, "model.gated_mlp"),
         ({"linear_bias": True}, "model.linear_bias"),
+        ({"num_experts": 4}, "not a Llama, .*: model.num_experts is 4 and must be None"),
     ],
 )
 def test_a_model_that_is_no_llama(

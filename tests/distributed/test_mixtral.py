@@ -35,6 +35,8 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"zero_stage": 3},
         {**SEQUENCE, "expert": 2},
         {**SEQUENCE},
+        {"context": 2},
+        {"context": 2, "expert": 2, "zero_stage": 2},
         {"pipeline": 2, "layers_per_stage": [1, 4]},
     ],
     4: [
@@ -44,6 +46,7 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"expert": 2, "pipeline": 2, "virtual_pipeline": 2},
         {**SEQUENCE, "expert": 2, "zero_stage": 2},
         {**SEQUENCE, "expert": 4},
+        {**SEQUENCE, "context": 2, "expert": 2},
     ],
 }
 CASES = [

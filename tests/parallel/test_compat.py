@@ -119,6 +119,8 @@ def called_by_name(tree: ast.Module) -> set[str]:
         ("megatron.core.models.common.embeddings.rope_utils", "torch"),
         ("megatron.core.tensor_parallel.random", "_get_cuda_rng_state"),
         ("megatron.core.tensor_parallel.random", "_set_cuda_rng_state"),
+        ("megatron.core.transformer.moe.moe_utils", "te_general_gemm"),
+        ("megatron.core.transformer.moe.token_dispatcher", "self._maybe_dtoh_and_synchronize"),
         ("deepspeed.runtime.zero.partitioned_param_coordinator", "assert_ints_same_as_other_ranks"),
     ],
 )

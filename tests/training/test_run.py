@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -159,3 +160,11 @@ def test_rows_can_be_rarer_than_steps(run_config: Callable[..., Config]) -> None
     assert [row["step"] for row in rows(config, "metrics.jsonl")] == [3, 6, 8]
     checkpoints = Path(config.training.output_dir) / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["latest", "step-00000008"]
+
+
+def test_experts_add_their_routers_losses_to_the_rows(run_config: Callable[..., Config]) -> None:
+    config = run_config("model.num_experts=4", "training.steps=2")
+    assert pretrain(config) == 0
+    for row in rows(config, "metrics.jsonl"):
+        assert 1 <= row["router_aux_loss"] <= 2, "between all alike and all to the same two of four"
+        assert row["router_z_loss"] == pytest.approx(math.log(4) ** 2, rel=0.03), "the initial router is all but even"

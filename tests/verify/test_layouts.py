@@ -52,9 +52,20 @@ def test_every_legal_layout_is_tried_once(tiny: Callable[..., Config]) -> None:
 
 
 def test_the_users_own_limits_count(tiny: Callable[..., Config]) -> None:
-    """Three layers do not split into two equal stages, nor 515 rows among two processes."""
+    """515 rows do not split among two processes."""
     config = tiny("model.vocab_size=515")
     assert not [layout for layout in legal_layouts(config, shrunken(config, 2, 5, "fp32"), 2, ()) if layout.tensor > 1]
+
+
+def test_experts_are_spread_in_every_way(tiny: Callable[..., Config]) -> None:
+    config = tiny("model.num_experts=64", "model.num_experts_per_tok=6", "parallel.layers_per_stage=[2]")
+    small = shrunken(config, 2, 5, "fp32")
+    assert (small.model.num_experts, small.model.num_experts_per_tok) == (4, 4)
+    found = {name(layout, 2) for layout in legal_layouts(config, small, 2, ())}
+    assert {word for word in found if "EP2" in word} == {
+        f"{shape} ZeRO-{stage}" for shape in ("TP2+SP EP2", "CP2 EP2", "EP2 DP2") for stage in (1, 2)
+    }
+    assert {"PP2 ZeRO-3", "DP2 ZeRO-0"} <= found
 
 
 def test_what_is_pinned_stays(tiny: Callable[..., Config]) -> None:
