@@ -32,6 +32,28 @@ class Recipe:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
 
+    def sections(self, dataset: Path, **training: Any) -> dict[str, Any]:
+        """The same as sections of our configuration."""
+        return {
+            "data": {"train": str(dataset / "train"), "shuffle": False},
+            "optimizer": {
+                "lr": self.lr,
+                "betas": list(self.betas),
+                "weight_decay": self.weight_decay,
+                "max_grad_norm": self.max_grad_norm,
+            },
+            "schedule": {"warmup_steps": self.warmup_steps, "min_lr_ratio": self.min_lr_ratio},
+            "training": {
+                "output_dir": str(dataset / "unused"),
+                "steps": self.steps,
+                "global_batch_size": self.global_batch_size,
+                "micro_batch_size": 2,
+                "sequence_length": self.sequence_length,
+                "precision": "fp32",
+                **training,
+            },
+        }
+
 
 def llama(vocab_size: int, tied: bool) -> LlamaForCausalLM:
     """A tiny random Llama in float32, the same at every call."""

@@ -83,24 +83,8 @@ def config(dataset: Path, losses: str, parallel: dict[str, Any], **training: Any
             "router_aux_loss_coef": aux_coef,
             "router_z_loss_coef": z_coef,
         },
-        "data": {"train": str(dataset / "train"), "shuffle": False},
         "parallel": parallel,
-        "optimizer": {
-            "lr": RECIPE.lr,
-            "betas": list(RECIPE.betas),
-            "weight_decay": RECIPE.weight_decay,
-            "max_grad_norm": RECIPE.max_grad_norm,
-        },
-        "schedule": {"warmup_steps": RECIPE.warmup_steps, "min_lr_ratio": RECIPE.min_lr_ratio},
-        "training": {
-            "output_dir": str(dataset / "unused"),
-            "steps": RECIPE.steps,
-            "global_batch_size": RECIPE.global_batch_size,
-            "micro_batch_size": 2,
-            "sequence_length": RECIPE.sequence_length,
-            "precision": "fp32",
-            **training,
-        },
+        **RECIPE.sections(dataset, **training),
     }
 
 
