@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # torch takes seconds, and some rooms' tests do without
     from bigtrain.parallel.engine import Engine
     from bigtrain.parallel.topology import Layout
 
+pytest_plugins = ["texts"]
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 2 cores, often several processes
 
@@ -51,8 +53,8 @@ def corpus() -> list[Path]:
 @pytest.fixture(scope="session")
 def tokenizer(corpus: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 512 pieces."""
-    from bigtrain.data.text import read_documents
     from bigtrain.data.tokenizer import train_sentencepiece
+    from bigtrain.prepare.text import read_documents
 
     output = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train_sentencepiece(read_documents(corpus, pattern="*.py", max_bytes=500_000), output, 512)
@@ -61,7 +63,7 @@ def tokenizer(corpus: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def dataset(corpus: list[Path], tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the datasets `train` and `validation`."""
-    from bigtrain.data.prepare import prepare
+    from bigtrain.prepare.prepare import prepare
 
     output = tmp_path_factory.mktemp("dataset") / "data"
     prepare(corpus, output, tokenizer, pattern="*.py", validation_fraction=0.1, workers=1)

@@ -11,7 +11,7 @@ FLOORS = (  # a room imports what stands below its own floor, and itself
     ("cli", "__main__"),
     ("verify",),
     ("launch",),
-    ("finetune", "evaluate", "convert", "plan", "report"),
+    ("prepare", "finetune", "evaluate", "convert", "plan", "report"),
     ("training",),
     ("checkpoint",),
     ("parallel",),

@@ -114,20 +114,69 @@ class TokenizerConfig(Section):
     lies in the dataset's folder. It must be the one that made the data."""
 
 
+class SourceConfig(Section):
+    """One part of a mixture. Its share is given by one of `weight`, `tokens` and `epochs`; by none of them it is as its
+    size, see `data.temperature`."""
+
+    path: Text
+    """Folder or URL of a dataset, as `data.train`."""
+    weight: PositiveFloat | None = None
+    """Its share, beside the other sources' weights."""
+    tokens: PositiveFloat | None = None
+    """Tokens to read of it until the first of `data.stages`, or else in the whole run."""
+    epochs: PositiveFloat | None = None
+    """The same as a multiple of its size."""
+
+
+class StageConfig(Section):
+    """A change of the mixture; one of `step` and `share` says when."""
+
+    step: PositiveInt | None = None
+    """Steps done before it."""
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The same as a share of `training.steps`."""
+    weights: dict[str, NonNegative]
+    """Shares of the sources from then on, by name; of one that is not named: none."""
+
+
 class DataConfig(Section):
     """Where the tokens come from."""
 
-    train: Text
-    """Folder of Arrow shards with a `dataset.json`, as `bigtrain data prepare` writes it."""
+    train: Text | None = None
+    """Folder of Arrow shards with a `dataset.json`, as `bigtrain data prepare` writes it, or a URL that fsspec can
+    read: `s3://`, `gs://`, `hf://`, `https://`."""
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    """A mixture in its place: several datasets, each with a name. Which source a sample comes from is a pure function
+    of its position, and at any point of the run exact to within one sample."""
+    temperature: PositiveFloat = 1.0
+    """Sources without a share of their own get it as size ** (1 / temperature) (arXiv:1907.05019): 1 is in proportion,
+    more lifts the small ones."""
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Changes of the mixture as the run goes on, in order, such as better data for the last tenth."""
     validation: Text | None = None
-    """The same for held-out text; default: no validation."""
+    """A dataset of held-out text; default: no validation."""
     shuffle: bool = True
     """Read the samples in a pseudo-random order, a pure function of (seed, epoch, position)."""
-    packing: Literal["contiguous", "documents"] = "contiguous"
-    """How documents share a sample: in one stream that attention reads across, or each on its own, unseen by its
-    neighbours and with positions that begin at 0."""
+    shuffle_window: PositiveInt | None = None
+    """Tokens of a stretch of the dataset whose samples are shuffled together, the stretches taking turns in a
+    pseudo-random order too, so that reading stays within a few shards; default: all of a local dataset, 2**28 behind
+    a URL."""
+    packing: Literal["contiguous", "documents", "best_fit", "padded"] = "contiguous"
+    """How documents share a sample: `contiguous`, in one stream that attention reads across; `documents`, the same
+    stream, but each unseen by its neighbours and with positions that begin at 0; `best_fit`, the same apart, and put
+    together so that few are cut (arXiv:2404.10830); `padded`, one in each, the rest padded."""
     mask_document_boundaries: bool = False
-    """Leave the first token of every document out of the loss: nothing before it says what it is."""
+    """Leave the first token of every document out of the loss: nothing before it says what it is. With `best_fit` and
+    `padded` this is so anyway."""
+    fim_rate: Fraction = 0.0
+    """Share of the documents that are turned around to have their middle filled in (arXiv:2207.14255)."""
+    fim_spm_rate: Fraction = 0.5
+    """Of those the share in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
+    cache_dir: Text | None = None
+    """Where shards that come from a URL are kept, shared by the processes of a node; default: `bigtrain` in the user's
+    cache folder."""
+    cache_bytes: PositiveInt = 2**36
+    """About how much is kept there; what was not used for longest goes first."""
 
 
 class ParallelConfig(Section):

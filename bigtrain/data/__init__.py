@@ -1,8 +1,8 @@
-"""Text in, batches out.
+"""What training reads: tokens on disk, and which of them a step gets.
 
-`prepare` reads text and writes a dataset; `shards` is that dataset on disk and in memory; `order` is
-the pseudo-random order in which it is read; `samples` cuts windows out of it by position; `loader`
-makes them into the tensors of one training step; `tokenizer` turns text into ids and back.
+`shards` is a dataset on disk and in memory; `order` is the pseudo-random order in which it is read; `samples` cuts
+windows out of it by position; `loader` makes them into the tensors of one training step; `tokenizer` turns text into
+ids and back. `bigtrain.prepare` makes datasets.
 
-Only `loader` imports torch: preparing data, and the worker processes it starts, must not wait for it.
+Only `loader` imports torch: the launcher checks data before it starts any process.
 """

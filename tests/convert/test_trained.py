@@ -14,7 +14,7 @@ import yaml
 from random_models import LIBRARY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bigtrain.data.prepare import prepare
+from bigtrain.prepare.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 64

@@ -19,9 +19,9 @@ from bigtrain.convert.mapping import gate_rows, key_rows, query_rows, up_rows, v
 from bigtrain.convert.source import find_checkpoint
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.convert.verify import verify_export
-from bigtrain.data.prepare import prepare
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConversionError, DataError
+from bigtrain.prepare.prepare import prepare
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

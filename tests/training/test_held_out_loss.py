@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.prepare import prepare
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
 from bigtrain.parallel.engine import Engine
+from bigtrain.prepare.prepare import prepare
 from bigtrain.training.validation import validate
 
 TEXT = "def held_out(text: str) -> float:\n    return math.log(len(text))\n" * 6

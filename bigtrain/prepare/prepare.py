@@ -20,9 +20,9 @@ import numpy as np
 
 from bigtrain.data.manifest import Manifest, token_dtype
 from bigtrain.data.shards import TOKENS_PER_SHARD, Documents, ShardWriter, new_folder
-from bigtrain.data.text import PIECE_BYTES, Piece, Reject, Text, find_pieces, is_held_out, read_piece
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import DataError
+from bigtrain.prepare.text import PIECE_BYTES, Piece, Reject, Text, find_pieces, is_held_out, read_piece
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from bigtrain.data.inspect import inspect
 from bigtrain.data.manifest import MANIFEST
-from bigtrain.data.prepare import Prepared, _ordered_map, prepare
 from bigtrain.data.shards import open_dataset, verify
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import DataError
+from bigtrain.prepare.prepare import Prepared, _ordered_map, prepare
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -282,8 +282,7 @@ def test_inspect_tells_what_is_inside(corpus: Path, bpe_path: Path, tmp_path: Pa
 
 
 def test_neither_preparing_nor_its_workers_import_torch() -> None:
-    program = (
-        "import sys, bigtrain.data.prepare, bigtrain.data.inspect, bigtrain.data.samples; print('torch' in sys.modules)"
-    )
+    modules = "bigtrain.prepare.prepare, bigtrain.data.inspect, bigtrain.data.samples"
+    program = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

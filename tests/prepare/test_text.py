@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.data.text import find_pieces, is_held_out, read_documents, read_piece
 from bigtrain.errors import DataError
+from bigtrain.prepare.text import find_pieces, is_held_out, read_documents, read_piece
 
 
 def size(texts: list[str]) -> int:

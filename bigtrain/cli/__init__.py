@@ -1,0 +1,153 @@
+"""The command line: parses and calls, decides nothing.
+
+Each command imports what it runs when it runs, so that a mistake in a configuration is told before
+torch is loaded.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bigtrain import __version__
+from bigtrain.cli.arguments import ConfigFile, Overrides, out
+from bigtrain.cli.convert import convert_app
+from bigtrain.cli.data import data_app, tokenizer_app
+from bigtrain.cli.verify import verify_layouts, verify_masks
+from bigtrain.errors import EXIT_USER_ERROR, UserError
+from bigtrain.training import faults
+
+app = typer.Typer(
+    name="bigtrain",
+    help="Pretrain language models with Megatron-core, DeepSpeed ZeRO and Arrow shards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(convert_app, name="convert")
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except Exception as error:
+        if "RANK" in os.environ:
+            faults.leave(error)  # one of several: what Python does at the end may wait for the others
+        if not isinstance(error, UserError):
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.command()
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes on this machine; default: one a GPU, else as many as one copy of the model needs."
+        ),
+    ] = None,
+) -> None:
+    """Pretrain, or continue a run whose folder is there already."""
+    from bigtrain.config import load_config, validate
+    from bigtrain.launch.environment import world_from_environment
+    from bigtrain.launch.local import run_workers
+
+    loaded = load_config(config, overrides or [])
+    world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
+    validate(loaded, world.world_size)
+    if not world.is_worker:
+        from bigtrain.training.preflight import preflight
+
+        preflight(loaded)  # before torch is loaded and processes are started
+    if world.is_worker or world.world_size == 1:
+        from bigtrain.training.pretrain import pretrain as run
+
+        sys.exit(run(loaded))
+    sys.exit(
+        run_workers(
+            [sys.executable, "-m", "bigtrain", "pretrain", str(config), *(overrides or [])],
+            world,
+            log_dir=Path(loaded.training.output_dir) / "logs",
+        )
+    )
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the configuration with every default spelled out."""
+    from bigtrain.config import load_config, to_yaml
+
+    out.print(to_yaml(load_config(config, overrides or [])), end="", markup=False)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    prompt: Annotated[list[str], typer.Option(help="Text to continue; may be given several times.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides what is drawn.")] = 0,
+) -> None:
+    """Continue text with an exported model."""
+    from bigtrain.evaluate.generate import generate as continue_prompts
+
+    continued = continue_prompts(
+        model, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    for begin, end in zip(prompt, continued, strict=True):
+        out.print(begin, style="bold", end="", markup=False)
+        out.print(end, markup=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Draw a run's loss curve and write RUN/report.html; the run may still be going."""
+    from bigtrain.report.build import report as build
+
+    made = build(run)
+    out.print(made.curve, markup=False)
+    for label, value in made.summary.rows():
+        out.print(f"{label:<28}{value}", markup=False)
+    out.print(f"{made.png}\n{made.page}", markup=False)
+
+
+app.command("verify-layouts")(verify_layouts)
+app.command("verify-masks")(verify_masks)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what was found on this machine, and why a thing is not used."""
+    from rich.table import Table
+
+    from bigtrain.launch.doctor import diagnose
+
+    table = Table("", "found", "used", "", box=None)
+    for finding in diagnose():
+        table.add_row(finding.name, finding.found, "yes" if finding.used else "no", finding.reason)
+    out.print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__)

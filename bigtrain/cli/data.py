@@ -1,0 +1,107 @@
+"""`bigtrain data …` and `bigtrain tokenizer …`: make datasets and tokenizers, and look at them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bigtrain.cli.arguments import Exclude, Pattern, out
+
+data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+
+
+class TokenizerType(StrEnum):
+    """Kinds of SentencePiece models."""
+
+    bpe = "bpe"
+    unigram = "unigram"
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text.")],
+    output: Annotated[Path, typer.Option(help="The SentencePiece model to write (.model).")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces.")],
+    pattern: Pattern = "*",
+    exclude: Exclude = None,
+    model_type: Annotated[TokenizerType, typer.Option(help="Kind of model.")] = TokenizerType.bpe,
+    sample_megabytes: Annotated[float, typer.Option(help="Text to learn from, taken from all over it.")] = 8,
+    validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out.")] = 0.0,
+) -> None:
+    """Train a SentencePiece tokenizer."""
+    from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
+    from bigtrain.prepare.text import read_documents
+
+    texts = read_documents(
+        inputs,
+        pattern=pattern,
+        exclude=exclude or (),
+        max_bytes=int(sample_megabytes * 1e6),
+        held_out_fraction=validation_fraction,
+    )
+    train_sentencepiece(texts, output, vocab_size, model_type=model_type.value)
+    out.print(f"{output}: {load_tokenizer(output).vocab_size:,} pieces")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text or JSON lines.")],
+    output: Annotated[Path, typer.Option(help="Folder to make: OUTPUT/train, OUTPUT/validation.")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model or tokenizer.json.")],
+    pattern: Pattern = "*",
+    exclude: Exclude = None,
+    text_key: Annotated[str, typer.Option(help="Field of a JSON line that holds the text.")] = "text",
+    validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Tokenise text into Arrow shards."""
+    from bigtrain.prepare.prepare import prepare
+
+    made = prepare(
+        inputs,
+        output,
+        tokenizer,
+        pattern=pattern,
+        exclude=exclude or (),
+        text_key=text_key,
+        validation_fraction=validation_fraction,
+        workers=workers,
+    )
+    for name, part in (("train", made.train), ("validation", made.validation)):
+        if part is not None:
+            out.print(f"{output / name}: {part.documents:,} documents, {part.tokens:,} tokens, {part.bytes:,} bytes")
+    if made.rejected:
+        out.print(f"{made.rejected:,} left out, listed in {output / 'rejects.jsonl'}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")],
+    documents: Annotated[int, typer.Option(help="How many to show.")] = 3,
+) -> None:
+    """Show what is in a dataset."""
+    from bigtrain.data.inspect import inspect
+
+    found = inspect(dataset, documents)
+    made = found.manifest
+    out.print(
+        f"{made.documents:,} documents, {made.tokens:,} tokens ({made.dtype}), {made.bytes:,} bytes of text, "
+        f"{len(made.shards)} shards\n"
+        f"document lengths: {found.shortest:,} to {found.longest:,} tokens, median {found.median:,.0f}; "
+        f"{found.bytes_per_token:.2f} bytes a token\n"
+        f"tokenizer {made.tokenizer.file}: {made.tokenizer.vocab_size:,} pieces, sha256 {made.tokenizer.fingerprint}"
+    )
+    for document in found.first_documents:
+        out.rule(f"{document.source} #{document.position}, {document.tokens:,} tokens", align="left")
+        out.print(document.text[:400], markup=False)
+
+
+@data_app.command("verify")
+def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")]) -> None:
+    """Read a whole dataset and compare its checksums."""
+    from bigtrain.data.shards import verify
+
+    manifest = verify(dataset)
+    out.print(f"{dataset}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens, all as written")

@@ -1,0 +1,1 @@
+"""From text to datasets: clean it, train tokenizers on it, make it into shards."""
