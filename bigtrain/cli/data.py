@@ -99,9 +99,23 @@ def data_inspect(
 
 
 @data_app.command("verify")
-def data_verify(dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")]) -> None:
+def data_verify(
+    dataset: Annotated[str, typer.Argument(help="Folder with a dataset.json, or a URL.")],
+    cache_dir: Annotated[Path | None, typer.Option(help="Where a shard from a URL lies while it is read.")] = None,
+) -> None:
     """Read a whole dataset and compare its checksums."""
-    from bigtrain.data.shards import verify
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    manifest = verify(dataset)
+    from bigtrain.data.cache import Cache
+    from bigtrain.data.verify import verify
+
+    columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        manifest = verify(
+            dataset,
+            Cache(cache_dir) if cache_dir else None,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     out.print(f"{dataset}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens, all as written")

@@ -16,31 +16,43 @@ import functools
 import hashlib
 import json
 import shutil
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from bigtrain.data.cache import Cache
 from bigtrain.data.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Manifest,
     ShardRecord,
     TokenizerRecord,
+    by_column,
+    check_files,
+    local_sizes,
+    parse_manifest,
     read_manifest,
     token_dtype,
 )
+from bigtrain.data.mapped import Shard, schema
+from bigtrain.data.places import is_local
+from bigtrain.data.remote import RemoteFolder, Retry, remote_place
+from bigtrain.data.streamed import RemoteShards
 from bigtrain.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from bigtrain.errors import DataError
 
 TOKENS_PER_SHARD = 64 * 2**20
 """128 MiB of uint16: large enough to read sequentially, small enough to copy and check one at a time."""
+
+LOOKED_AT = 10_000
+"""Shards up to which their sizes are asked for at the start: a file system that spans a cluster answers a few
+thousand such questions a second, and every process asks."""
 
 _OPEN_SHARDS = 256
 """Maps kept open by a dataset; each holds a file descriptor, of which a process often has 1,024."""
@@ -171,7 +183,7 @@ class ShardWriter:
                 sources.dictionary_encode(),
                 positions,
             ],
-            schema=_schema(self._dtype),
+            schema=schema(self._dtype),
         )
         path = self._folder / f"shard-{len(self._shards):05d}.arrow"
         with pa.ipc.new_file(str(path), batch.schema) as file:
@@ -199,17 +211,6 @@ def write_dataset(
         return writer.close()
 
 
-def _schema(dtype: str) -> pa.Schema:
-    value = pa.from_numpy_dtype(np.dtype(dtype))
-    return pa.schema(
-        [
-            ("tokens", pa.large_list(value)),
-            ("source", pa.dictionary(pa.int32(), pa.string())),
-            ("position", pa.int64()),
-        ]
-    )
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -218,69 +219,21 @@ def _sha256(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-class _Shard:
-    """A mapped shard. Nothing of it is read before it is looked at, and offsets and sources are checked
-    when they are: a wrong number there would send numpy or Arrow out of the file.
-
-    Raises:
-        DataError: the file is damaged, or not the one that was recorded.
-    """
-
-    def __init__(self, path: Path, record: ShardRecord, dtype: str) -> None:
-        self._path = path
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if reader.schema != _schema(dtype) or reader.num_record_batches != 1:
-                raise DataError(f"{path}: not a shard of this dataset; its columns are {reader.schema.names}")
-            self._batch = reader.get_batch(0)
-            self._batch.validate()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for a column's name
-            raise self._damaged(error) from error
-        self.tokens: np.ndarray = self._batch.column("tokens").values.to_numpy()
-        if (len(self.tokens), self._batch.num_rows) != (record.tokens, record.documents):
-            raise DataError(
-                f"{path}: holds {len(self.tokens)} tokens of {self._batch.num_rows} documents; "
-                f"{MANIFEST} says {record.tokens} of {record.documents}"
-            )
-
-    @functools.cached_property
-    def offsets(self) -> np.ndarray:
-        """int64 [documents + 1]: where documents begin and end in `tokens`."""
-        offsets: np.ndarray = self._batch.column("tokens").offsets.to_numpy()
-        if offsets[0] != 0 or offsets[-1] != len(self.tokens) or (offsets[1:] < offsets[:-1]).any():
-            raise self._damaged("documents overlap")
-        return offsets
-
-    @functools.cached_property
-    def sources(self) -> pa.DictionaryArray:
-        sources = self._batch.column("source")
-        try:
-            sources.validate(full=True)
-            sources.dictionary.validate(full=True)
-        except pa.ArrowException as error:
-            raise self._damaged(error) from error
-        return sources
-
-    @property
-    def positions(self) -> pa.Int64Array:
-        return self._batch.column("position")
-
-    def _damaged(self, reason: object) -> DataError:
-        return DataError(f"{self._path}: damaged shard ({reason}); make it again or restore it")
-
-
 class TokenDataset:
     """A dataset opened for reading: one stream of tokens over all its shards. Made by :func:`open_dataset`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, remote: RemoteShards | None = None) -> None:
         self.path = path
+        """Its folder; behind a URL a `UPath`, to be named in messages and not to be opened."""
         self.manifest = manifest
         self.tokens = manifest.tokens
         self.documents = manifest.documents
         self.bytes = manifest.bytes
         self.dtype = np.dtype(manifest.dtype)
-        self._token_starts = list(accumulate((shard.tokens for shard in manifest.shards), initial=0))
-        self._document_starts = list(accumulate((shard.documents for shard in manifest.shards), initial=0))
+        shards = by_column(manifest.shards)
+        self._token_starts = _starts(shards.tokens)
+        self._document_starts = _starts(shards.documents)
+        self._remote = remote
         self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open)
 
     def read(self, start: int, length: int) -> np.ndarray:
@@ -333,15 +286,36 @@ class TokenDataset:
         Raises:
             DataError: it is missing, damaged, or not the one the dataset was made with.
         """
-        tokenizer = load_tokenizer(self.path / self.manifest.tokenizer.file)
+        file = self.manifest.tokenizer.file
+        tokenizer = load_tokenizer(self.path / file if self._remote is None else self._remote.tokenizer(file))
         check_tokenizer(self, tokenizer)
         return tokenizer
 
-    def _parts(self, start: int, length: int) -> Iterator[tuple[_Shard, int, int]]:
+    def shards_of(self, start: int, length: int) -> range:
+        """The numbers of the shards that the window lies in. Raises IndexError as `read`."""
+        self._check_window(start, length)
+        if length == 0:
+            return range(0)
+        return range(bisect_right(self._token_starts, start) - 1, bisect_left(self._token_starts, start + length))
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Begin to fetch these shards, in this order, in a thread, in the place of those of an earlier call.
+
+        As much as half of the cache is filled in one call, and at most 4 GiB; call again as reading goes on: what
+        is there already costs nothing. Does nothing for a dataset on disk.
+        """
+        if self._remote is not None:
+            self._remote.prefetch(shards)
+
+    def close(self) -> None:
+        """End the thread that fetches, if any; what was read stays valid."""
+        if self._remote is not None:
+            self._remote.close()
+
+    def _parts(self, start: int, length: int) -> Iterator[tuple[Shard, int, int]]:
         """The shards a window lies in, each with the window's first and last + 1 token in it."""
+        self._check_window(start, length)
         end = start + length
-        if start < 0 or length < 0 or end > self.tokens:
-            raise IndexError(f"tokens {start} to {end} of {self.tokens} in {self.path}")
         number = bisect_right(self._token_starts, start) - 1
         while start < end:
             origin, border = self._token_starts[number], self._token_starts[number + 1]
@@ -349,29 +323,56 @@ class TokenDataset:
             yield self._shard(number), start - origin, last - origin
             start, number = last, number + 1
 
-    def _open(self, number: int) -> _Shard:
-        record = self.manifest.shards[number]
-        return _Shard(self.path / record.file, record, self.manifest.dtype)
+    def _check_window(self, start: int, length: int) -> None:
+        if start < 0 or length < 0 or start + length > self.tokens:
+            raise IndexError(f"tokens {start} to {start + length} of {self.tokens} in {self.path}")
+
+    def _open(self, number: int) -> Shard:
+        record, dtype = self.manifest.shards[number], self.manifest.dtype
+        path = self.path / record.file
+        if self._remote is None:
+            return Shard(path, record, dtype)
+        try:
+            with self._remote.shard(number) as copy:
+                return Shard(copy, record, dtype, path)
+        except DataError:
+            if not self._remote.drop_if_damaged(number):
+                raise
+        with self._remote.shard(number) as copy:
+            return Shard(copy, record, dtype, path)
 
 
-def open_dataset(path: str | Path) -> TokenDataset:
-    """Open the dataset in the folder `path`. Reads `dataset.json` and the shards' sizes, nothing of their contents.
+def _starts(counts: np.ndarray) -> list[int]:
+    """0 and the running sums: a list, which `bisect` searches faster than numpy does for one number."""
+    return [0, *np.cumsum(counts).tolist()]
+
+
+def open_dataset(path: str | Path, cache: Cache | None = None, retry: Retry | None = None) -> TokenDataset:
+    """Open the dataset in the folder `path`, or behind the URL.
+
+    Reads `dataset.json` and the list of the folder's files, nothing of their contents. Of more than 10,000 shards
+    only the names are looked at, and behind a URL not these either: there a wrong file is told when it is opened.
+
+    Args:
+        path: A folder, or a URL that fsspec can read.
+        cache: Where the shards behind a URL are kept; default: 64 GiB in the user's cache folder.
+        retry: How often a server is asked.
 
     Raises:
-        DataError: no dataset there, of another format version, or a shard missing or of another size than recorded.
+        DataError: no dataset there, of another format version, or a shard missing or of another size than recorded;
+            behind a URL also no access, no answer, or no package that speaks with it.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
-    for shard in manifest.shards:
-        try:
-            size = (path / shard.file).stat().st_size
-        except OSError as error:
-            raise DataError(f"{path / shard.file}: shard cannot be read ({error.strerror})") from error
-        if size != shard.size_bytes:
-            raise DataError(
-                f"{path / shard.file}: has {size} bytes, {MANIFEST} says {shard.size_bytes}: cut or replaced"
-            )
-    return TokenDataset(path, manifest)
+    folder = remote_place(path) if isinstance(path, str) else path
+    if is_local(folder):
+        manifest = read_manifest(folder)
+        check_files(folder, manifest, local_sizes(folder, look_at_sizes=len(manifest.shards) <= LOOKED_AT))
+        return TokenDataset(folder, manifest)
+    remote = RemoteFolder(folder, retry or Retry())
+    manifest = parse_manifest(remote.read(MANIFEST), str(folder / MANIFEST))
+    shards = RemoteShards(remote, manifest, cache or Cache())
+    if len(manifest.shards) <= LOOKED_AT and (sizes := remote.sizes()) is not None:
+        check_files(folder, manifest, sizes)
+    return TokenDataset(folder, manifest, shards)
 
 
 def check_tokenizer(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
@@ -383,22 +384,3 @@ def check_tokenizer(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
             f"{tokenizer.path}: not the tokenizer that made {dataset.path}; use the copy that lies in that folder "
             f"({dataset.manifest.tokenizer.file}), or prepare the data again"
         )
-
-
-def verify(path: str | Path) -> Manifest:
-    """Read the whole dataset in the folder `path` and compare every checksum; its manifest if all is well.
-
-    Raises:
-        DataError: names every file that is missing or damaged.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    expected = {shard.file: shard.sha256 for shard in manifest.shards}
-    expected[manifest.tokenizer.file] = manifest.tokenizer.fingerprint
-    wrong = [file for file, sha256 in expected.items() if not (path / file).is_file() or _sha256(path / file) != sha256]
-    if wrong:
-        raise DataError(f"{path}: missing or damaged: {', '.join(wrong)}")
-    dataset = open_dataset(path)
-    for number in range(len(manifest.shards)):
-        dataset._open(number)
-    return manifest

@@ -13,6 +13,7 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config
+from bigtrain.data.manifest import by_column
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
@@ -111,8 +112,8 @@ def _open(config: Config, key: str, path: str) -> TokenDataset:
 
 def _fingerprint(dataset: TokenDataset) -> str:
     digest = hashlib.sha256()
-    for shard in dataset.manifest.shards:
-        digest.update(shard.sha256.encode())
+    for sha256 in by_column(dataset.manifest.shards).sha256:
+        digest.update(sha256.encode())
     return digest.hexdigest()
 
 

@@ -21,10 +21,10 @@ from bigtrain.data.shards import (
     check_tokenizer,
     new_folder,
     open_dataset,
-    verify,
     write_dataset,
 )
 from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from bigtrain.data.verify import verify
 from bigtrain.errors import DataError
 
 EOS = 2
@@ -277,12 +277,55 @@ def test_a_folder_of_datasets_gets_a_hint(folder: Path) -> None:
         ({"dtype": "int8"}, "dtype: Input should be 'uint16' or 'uint32'"),
         ({"shards": [{}]}, r"shards\.0\.file: Field required"),
         ({"documents": 1}, "documents is not the sum over its shards"),
+        ({"shards": None}, "shards: Input should be"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, object], message: str) -> None:
     edit_manifest(folder, **changes)
     with pytest.raises(DataError, match=rf"dataset\.json: {message}"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokens", "many", "tokens: Input should be a valid integer"),
+        ("tokens", -5, "tokens: Input should be greater than or equal to 0"),
+        ("documents", 0.5, "documents: Input should be a valid integer"),
+        ("size_bytes", 2**70, ": two have the same name, or a number is beyond 64 bits"),
+        ("sha256", "../../../home", "sha256: String should match pattern"),
+        ("file", "../shard", "file: String should match pattern"),
+        ("file", "shard-00000.arrow", ": two have the same name, or a number is beyond 64 bits"),
+    ],
+)
+def test_the_entry_that_makes_no_sense_is_named(folder: Path, key: str, value: object, message: str) -> None:
+    content = json.loads((folder / "dataset.json").read_text())
+    content["shards"][2][key] = value
+    (folder / "dataset.json").write_text(json.dumps(content))
+    where = r"shards" if message.startswith(":") else r"shards\.2\."
+    with pytest.raises(DataError, match=rf"dataset\.json: {where}{message}"):
+        open_dataset(folder)
+
+
+def test_the_records_are_those_of_the_file(folder: Path) -> None:
+    entries = json.loads((folder / "dataset.json").read_text())["shards"]
+    shards = open_dataset(folder).manifest.shards
+    assert [vars(shard) for shard in shards] == entries
+    assert vars(shards[-1]) == entries[-1]
+    assert [vars(shard) for shard in shards[1:3]] == entries[1:3]
+    assert len(shards) == len(entries)
+
+
+def test_the_shards_of_a_window(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    ends = np.cumsum([shard.tokens for shard in dataset.manifest.shards]).tolist()
+    assert dataset.shards_of(0, 1) == dataset.shards_of(0, ends[0]) == range(1)
+    assert dataset.shards_of(ends[0], 1) == range(1, 2)
+    assert dataset.shards_of(ends[0] - 1, 2) == range(2)
+    assert dataset.shards_of(0, dataset.tokens) == range(len(ends))
+    assert list(dataset.shards_of(5, 0)) == []
+    with pytest.raises(IndexError):
+        dataset.shards_of(0, dataset.tokens + 1)
 
 
 @pytest.mark.parametrize(
@@ -360,15 +403,60 @@ def test_verify_finds_a_single_flipped_bit(folder: Path, arrays: list[np.ndarray
     position = content.index(first_document)
     overwrite(path, position, bytes([content[position] ^ 1]))
     open_dataset(folder).read(0, open_dataset(folder).tokens)  # nothing to see without the checksums
-    with pytest.raises(DataError, match=r"dataset: missing or damaged: shard-00001\.arrow$"):
+    with pytest.raises(DataError, match=r"1 of its files.*\n  shard-00001\.arrow: damaged, its checksum differs$"):
         verify(folder)
 
 
 def test_verify_names_everything_that_is_wrong(folder: Path) -> None:
+    """Missing, cut, swapped for another, one too many, and the tokenizer."""
     (folder / "shard-00002.arrow").unlink()
+    os.truncate(folder / "shard-00004.arrow", 700)
+    (folder / "shard-00000.arrow").write_bytes((folder / "shard-00001.arrow").read_bytes())
+    (folder / "shard-00099.arrow").touch()
+    (folder / "report.html").touch()  # what is no shard is no fault
     overwrite(folder / "tokenizer.model", 100, b"\x00\x00")
-    with pytest.raises(DataError, match=r"damaged: shard-00002\.arrow, tokenizer\.model$"):
+    with pytest.raises(DataError) as caught:
         verify(folder)
+    first, *wrong = str(caught.value).splitlines()
+    assert first == f"{folder}: 5 of its files are not as they should be"
+    assert [line.split()[0] for line in wrong] == [
+        "shard-00000.arrow:",
+        "shard-00002.arrow:",
+        "shard-00004.arrow:",
+        "shard-00099.arrow:",
+        "tokenizer.model:",
+    ]
+    for line, word in zip(
+        wrong, ("swapped, this is shard-00001.arrow", "missing", "has 700 bytes", "no", "not the tok"), strict=True
+    ):
+        assert word in line
+
+
+def test_verify_looks_at_what_a_shard_says(folder: Path) -> None:
+    """Files that are as they were written, by a program that was wrong."""
+    path = folder / "shard-00001.arrow"
+    with pa.OSFile(str(path)) as file:
+        rows = pa.ipc.open_file(file).read_all()
+    lists = rows.column("tokens").to_pylist()
+    for change, told in (
+        ((0, -1, 5), "a document does not end with the id 2"),
+        ((0, 0, 700), "has the id 700, the vocabulary ends at 700"),
+    ):
+        changed = [list(tokens) for tokens in lists]
+        changed[change[0]][change[1]] = change[2]
+        columns = [
+            pa.array(changed, rows.schema.field("tokens").type),
+            *(rows.column(n).combine_chunks() for n in (1, 2)),
+        ]
+        batch = pa.record_batch(columns, schema=rows.schema)
+        with pa.ipc.new_file(str(path), batch.schema) as file:
+            file.write_batch(batch)
+        content = json.loads((folder / "dataset.json").read_text())
+        content["shards"][1]["size_bytes"] = path.stat().st_size
+        content["shards"][1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"shard-00001\.arrow: as written, but wrong: {told}$"):
+            verify(folder)
 
 
 def test_the_tokenizer_must_be_the_one_that_made_the_data(

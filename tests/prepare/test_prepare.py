@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from bigtrain.data.inspect import inspect
 from bigtrain.data.manifest import MANIFEST
-from bigtrain.data.shards import open_dataset, verify
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.verify import verify
 from bigtrain.errors import DataError
 from bigtrain.prepare.prepare import Prepared, _ordered_map, prepare
 
