@@ -24,7 +24,6 @@ _CONNECT_SECONDS, _SILENCE_SECONDS = 10, 60
 _FIRST_CONTACT = 5
 """Attempts at `dataset.json`: a wrong address should be told soon."""
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
 _PASSING_STATUS = {408, 425, 429}
 
 _log = logging.getLogger("bigtrain")
@@ -175,9 +174,7 @@ class RemoteFolder:
                 raise Cancelled
             try:
                 return action()
-            except _FAULTS:
-                raise
-            except Exception as error:  # each kind of storage has its own
+            except Exception as error:  # each kind of storage has its own, and its own faults on a strange answer
                 if refusal := _refusal(error):
                     raise DataError(f"{url} cannot be read: {refusal} ({_reason(error)})") from error
                 if attempt >= retry.attempts:

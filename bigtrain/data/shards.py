@@ -332,12 +332,12 @@ class TokenDataset:
         path = self.path / record.file
         if self._remote is None:
             return Shard(path, record, dtype)
-        try:
-            with self._remote.shard(number) as copy:
+        with self._remote.shard(number) as copy:
+            try:
                 return Shard(copy, record, dtype, path)
-        except DataError:
-            if not self._remote.drop_if_damaged(number):
-                raise
+            except DataError:
+                if not self._remote.drop_if_damaged(number):
+                    raise
         with self._remote.shard(number) as copy:
             return Shard(copy, record, dtype, path)
 
