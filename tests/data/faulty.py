@@ -20,6 +20,15 @@ class FaultyProxy:
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
+        self.forget()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def forget(self) -> None:
+        """As it was in the beginning."""
         self.faults: deque[str] = deque()
         self.always: str | None = None
         self.shards: list[str] = []
@@ -27,11 +36,6 @@ class FaultyProxy:
         self.asked = threading.Semaphore(0)
         """Released for each of those."""
         self.release = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
-        self.server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
 
     def close(self) -> None:
         self.release.set()
