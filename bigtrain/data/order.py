@@ -61,16 +61,15 @@ def permute_in_windows(positions: ArrayLike, size: int, window: int, seed: int, 
     if given.size and not 0 <= given.min() <= given.max() < size:
         raise IndexError(f"positions {given.min()} to {given.max()} of an epoch of {size}")
     whole = size // window
-    slots, within = np.divmod(given, window)
-    stretches = slots.copy()  # the last, shorter one keeps its place
-    shuffled = slots < whole
-    stretches[shuffled] = permute(slots[shuffled], whole, seed, _key(epoch, 0))
-    samples = np.empty_like(given)
-    for stretch in set(stretches.ravel().tolist()):
+    stretches, within = np.divmod(given.ravel(), window)
+    shuffled = stretches < whole  # the last, shorter one keeps its place
+    stretches[shuffled] = permute(stretches[shuffled], whole, seed, _key(epoch, 0))
+    samples = np.empty_like(within)
+    for stretch in set(stretches.tolist()):
         here = stretches == stretch
         length = min(window, size - stretch * window)
         samples[here] = stretch * window + permute(within[here], length, seed, _key(epoch, stretch + 1))
-    return samples
+    return samples.reshape(given.shape)
 
 
 def _key(epoch: int, number: int) -> int:
