@@ -45,7 +45,7 @@ if {tensors}:
     (batch,) = micro_batches(samples, 0, global_batch_size={batch}, micro_batch_size={batch})
     tokens = batch.input_ids
 else:
-    tokens = samples.read(range({batch}))[:, :-1]
+    tokens = samples.read(range({batch})).tokens[:, :-1]
 seconds, cpu_seconds, most = time.perf_counter() - imported, time.process_time() - cpu_imported, peak()
 assert tokens.shape == ({batch}, {length})
 assert ("torch" in sys.modules) == {tensors}

@@ -49,7 +49,7 @@ def read(dataset: TokenDataset, length: int, batch: int) -> tuple[float, str]:
     digest = hashlib.sha256()
     began = time.perf_counter()
     for first in range(0, len(samples) - batch, batch):
-        tokens = samples.read(range(first, first + batch))
+        tokens = samples.read(range(first, first + batch)).tokens
         if first % (batch * 64) == 0:
             digest.update(tokens.tobytes())
     return first * length / (time.perf_counter() - began), digest.hexdigest()

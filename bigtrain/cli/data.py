@@ -119,3 +119,28 @@ def data_verify(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     out.print(f"{dataset}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens, all as written")
+
+
+@data_app.command("trace")
+def data_trace(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    step: Annotated[int, typer.Option(help="Step to look at, from 1.", min=1)],
+    to: Annotated[int | None, typer.Option(help="Last step, for a range.", min=1)] = None,
+    characters: Annotated[int, typer.Option(help="Of each document's text to show; 0: all.", min=0)] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a document, with the whole text.")] = False,
+) -> None:
+    """Show which documents a step of a run read."""
+    import json
+    from dataclasses import asdict
+
+    from bigtrain.report.trace import trace
+
+    for found in trace(run, step, to):
+        if as_json:
+            typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+            continue
+        last = found.first_token + found.tokens
+        part = "" if found.tokens == found.document_tokens else f" {found.first_token:,} to {last:,} of"
+        where = f"step {found.step}, sample {found.position}: {found.dataset}, {found.source} #{found.record}"
+        out.print(f"{where},{part} {found.document_tokens:,} tokens", style="bold", markup=False)
+        out.print(found.text[: characters or None], markup=False)

@@ -76,9 +76,9 @@ def in_yaml(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def any_of(words: Sequence[str]) -> str:
+def any_of(words: Sequence[str], last: str = "or") -> str:
     """`a, b or c`."""
-    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _words(kind: Any, metadata: Sequence[Any] = ()) -> str:

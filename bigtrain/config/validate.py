@@ -9,6 +9,7 @@ from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
+from bigtrain.config.validate_data import data_problems
 from bigtrain.errors import ConfigError
 
 _SHOWN = 64  # no larger group is suggested: a remedy is a short list
@@ -43,6 +44,7 @@ def validate(config: Config, world_size: int) -> None:
     """
     heads = list(_heads(config))
     problems = [
+        *data_problems(config),
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),
@@ -129,9 +131,10 @@ def _context(config: Config) -> Iterator[str]:
             f"a ring, whose blocks drop nothing; set model.attention_dropout=0.0, or "
             f"{_fitting('parallel.context', heads, kv_heads)}"
         )
-    if kv_heads and config.data.packing == "documents" and not exchanges_heads(config):
+    packing = config.data.packing
+    if kv_heads and packing in ("documents", "best_fit") and not exchanges_heads(config):
         yield (
-            f"data.packing=documents cannot be had with parallel.context ({p.context}), which does not divide the "
+            f"data.packing={packing} cannot be had with parallel.context ({p.context}), which does not divide the "
             f"{heads} query and {kv_heads} key/value heads of a process: keys and values go around a ring, which "
             f"knows no documents; set data.packing=contiguous, or {_fitting('parallel.context', heads, kv_heads)}"
         )

@@ -49,6 +49,34 @@ def permute(positions: ArrayLike, size: int, seed: int, epoch: int) -> np.ndarra
     return numbers.astype(np.int64).reshape(given.shape)
 
 
+def permute_in_windows(positions: ArrayLike, size: int, window: int, seed: int, epoch: int) -> np.ndarray:
+    """The same, reading one stretch of `window` neighbouring samples at a time: the stretches in a pseudo-random order,
+    and the samples of each in one of its own. What does not fill a last stretch comes at the epoch's end.
+
+    `positions`, `size`, `seed`, `epoch` and what is returned and raised are as for :func:`permute`.
+    """
+    if window >= size:
+        return permute(positions, size, seed, epoch)
+    given = np.asarray(positions, dtype=np.int64)
+    if given.size and not 0 <= given.min() <= given.max() < size:
+        raise IndexError(f"positions {given.min()} to {given.max()} of an epoch of {size}")
+    whole = size // window
+    stretches, within = np.divmod(given.ravel(), window)
+    shuffled = stretches < whole  # the last, shorter one keeps its place
+    stretches[shuffled] = permute(stretches[shuffled], whole, seed, _key(epoch, 0))
+    samples = np.empty_like(within)
+    for stretch in set(stretches.tolist()):
+        here = stretches == stretch
+        length = min(window, size - stretch * window)
+        samples[here] = stretch * window + permute(within[here], length, seed, _key(epoch, stretch + 1))
+    return samples.reshape(given.shape)
+
+
+def _key(epoch: int, number: int) -> int:
+    """One number for two, in the place of an epoch."""
+    return _mix_integer(_mix_integer(epoch + _GOLDEN) + number)
+
+
 def _feistel(numbers: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
     left_bits, right_bits = bits // 2, bits - bits // 2
     left = numbers >> np.uint64(right_bits)

@@ -1,11 +1,12 @@
-"""Windows of a dataset's token stream by position in the run: the whole state of reading is one integer."""
+"""The samples of one dataset by position in the run: the whole state of reading is one integer."""
 
 import functools
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bigtrain.data.order import permute
+from bigtrain.data.order import permute_in_windows
+from bigtrain.data.packing import CUTS, Rows
 from bigtrain.data.shards import TokenDataset
 from bigtrain.errors import DataError
 
@@ -14,25 +15,43 @@ _BLOCK = 4096
 
 
 class Samples:
-    """Cuts the stream into windows and orders them.
+    """A dataset cut into samples, see :mod:`bigtrain.data.packing`, and these in an order.
 
-    Window i is tokens i·L … i·L + L of the stream (L = `sequence_length`): L inputs and, one further on,
-    their L targets, so that every token but the first is a target once an epoch; what does not fill a
-    last window is left out. An epoch has `len(samples)` = (tokens - 1) // L windows, in the stream's
-    order or, with `shuffle`, in an order that is a pure function of (seed, epoch). Positions count on
-    through the epochs.
+    An epoch has `len(samples)` of them, in the dataset's order or, with `shuffle`, in one that is a pure function
+    of (seed, epoch). Positions count on through the epochs.
+
+    Args:
+        dataset: What to read.
+        sequence_length: Inputs of a sample, L.
+        seed: Of the order.
+        shuffle: Whether there is another order than the dataset's.
+        window: Samples of this many tokens are shuffled together, see
+            :func:`bigtrain.data.order.permute_in_windows`; None: all.
+        packing: How the dataset is cut, in the words of `data.packing`.
 
     Raises:
-        DataError: the dataset is shorter than one window.
+        DataError: The dataset does not fill one sample.
     """
 
-    def __init__(self, dataset: TokenDataset, sequence_length: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        sequence_length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        *,
+        window: int | None = None,
+        packing: str = "contiguous",
+    ) -> None:
         self.dataset = dataset
+        self.packing = packing
+        self.cut = CUTS[packing](dataset, sequence_length)
         self.sequence_length = sequence_length
         self.seed = seed
         self.shuffle = shuffle
+        self._size = len(self.cut)
+        self._window = self._size if window is None else max(1, window // sequence_length)
         self._block = functools.lru_cache(maxsize=8)(self._permute_block)
-        self._size = max(dataset.tokens - 1, 0) // sequence_length
         if self._size == 0:
             raise DataError(
                 f"{dataset.path}: its {dataset.tokens} tokens do not fill one sample of training.sequence_length "
@@ -44,7 +63,7 @@ class Samples:
         return self._size
 
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
-        """The windows read at `positions` (whole numbers >= 0, any epoch): int64, of the same shape."""
+        """The numbers of the samples at `positions` (whole numbers >= 0, any epoch): int64, of the same shape."""
         epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), self._size)
         if not self.shuffle:
             return within
@@ -55,26 +74,15 @@ class Samples:
             ids[chosen] = self._block(epoch, block)[within[chosen] - block * _BLOCK]
         return ids
 
-    def read(self, positions: ArrayLike) -> np.ndarray:
-        """The tokens at `positions` [n]: int64 [n, sequence_length + 1].
+    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+        """The samples at `positions` [n].
 
         Raises:
             DataError: a shard is damaged.
         """
-        starts = self.sample_ids(positions) * self.sequence_length
-        tokens = np.empty((len(starts), self.sequence_length + 1), dtype=np.int64)
-        for row, start in zip(tokens, starts.tolist(), strict=True):
-            row[:] = self.dataset.read(start, len(row))
-        return tokens
-
-    def starts(self, positions: ArrayLike) -> np.ndarray:
-        """Where in `read(positions)` a document begins: bool [n, sequence_length + 1]. Raises as `read`."""
-        starts = self.sample_ids(positions) * self.sequence_length
-        mask = np.empty((len(starts), self.sequence_length + 1), dtype=bool)
-        for row, start in zip(mask, starts.tolist(), strict=True):
-            row[:] = self.dataset.document_starts(start, len(row))
-        return mask
+        return self.cut.read(self.sample_ids(positions).tolist(), with_starts)
 
     def _permute_block(self, epoch: int, block: int) -> np.ndarray:
         first = block * _BLOCK
-        return permute(np.arange(first, min(first + _BLOCK, self._size)), self._size, self.seed, epoch)
+        positions = np.arange(first, min(first + _BLOCK, self._size))
+        return permute_in_windows(positions, self._size, self._window, self.seed, epoch)

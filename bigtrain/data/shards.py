@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +248,16 @@ class TokenDataset:
         parts = [shard.tokens[first:last] for shard, first, last in self._parts(start, length)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
+    def read_many(self, starts: Sequence[int], length: int) -> np.ndarray:
+        """Windows of `length` tokens at `starts` [n]: int64 [n, length]. Raises as `read`."""
+        tokens = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(tokens, starts, strict=True):
+            number = bisect_right(self._token_starts, start) - 1
+            shard, first = self._shard(number), start - self._token_starts[number]
+            window = shard.tokens[first : first + length]
+            row[:] = window if len(window) == length else self.read(start, length)
+        return tokens
+
     def document_starts(self, start: int, length: int) -> np.ndarray:
         """Boolean [length]: true where a token of that window is the first of its document. Raises as `read`."""
         mask = np.zeros(length, dtype=bool)
@@ -266,6 +276,14 @@ class TokenDataset:
         shard, row = self._shard(number), index - self._document_starts[number]
         tokens = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
         return Document(tokens, shard.sources[row].as_py(), shard.positions[row].as_py())
+
+    def document_span(self, index: int) -> tuple[int, int]:
+        """Where document number `index` lies in the stream: (first token, how many). Raises as `document`."""
+        if not 0 <= index < self.documents:
+            raise IndexError(f"document {index} of {self.documents} in {self.path}")
+        number = bisect_right(self._document_starts, index) - 1
+        begin, end = self._shard(number).offsets[index - self._document_starts[number] :][:2].tolist()
+        return self._token_starts[number] + begin, end - begin
 
     def document_at(self, token: int) -> int:
         """The number of the document that token number `token` of the stream belongs to. Raises as `document`."""

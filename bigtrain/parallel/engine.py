@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ class StepResult:
     router_losses: Tensor | None = None
     """Load-balancing loss and z-loss, the mean over layers and sequences, unweighted and not part of `loss`; [2]
     float32. None without experts."""
+    source_losses: Tensor | None = None
+    """Mean loss over the targets of each source of a mixture, NaN for one that has none in this step; [sources]
+    float32."""
 
 
 class Engine:
@@ -82,7 +86,8 @@ class Engine:
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(self._sum_over_world(losses) / targets, grad_norm, self._router_losses(len(batches)))
+        total, of_sources = self._sum_over_world(losses)
+        return StepResult(total / targets, grad_norm, self._router_losses(len(batches)), of_sources)
 
     @contextmanager
     def _one_reduction(self) -> Iterator[None]:
@@ -102,14 +107,15 @@ class Engine:
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sum of the losses of all targets of the global batch, in nats; the same on every rank."""
         self.zero.eval()
-        return self._sum_over_world(self._run(batches, 1.0, forward_only=True))
+        total, _ = self._sum_over_world(self._run(batches, 1.0, forward_only=True))
+        return total
 
     def close(self) -> None:
         """Give up DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
         self.zero.destroy()
 
     def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
-        """Megatron-core's schedule over the micro-batches; the summed losses of each, on the last stage.
+        """Megatron-core's schedule over the micro-batches; the sums of each (see `_sums`), on the last stage.
 
         The schedule divides what is differentiated by the number of micro-batches, and multiplies it by
         `parallel.context`, for the reduction averages over these processes as well.
@@ -119,8 +125,8 @@ class Engine:
             batch = _on_device(next(iterator), self.layout)
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
-                total = (losses * batch.loss_mask).sum()
-                return total / divisor, total.detach()  # the schedule divides the former in place
+                sums = _sums(losses, batch, len(self.config.data.sources))
+                return sums[0] / divisor, sums.detach()  # the schedule divides the former in place
 
             return chunk(batch), loss_function
 
@@ -134,11 +140,13 @@ class Engine:
             forward_only=forward_only,
         )
 
-    def _sum_over_world(self, losses: Sequence[Tensor]) -> Tensor:
+    def _sum_over_world(self, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The sum of all losses, and the mean of each source's, from the sums of this process's micro-batches."""
+        sources = len(self.config.data.sources)
         counts_here = self.layout.is_last_stage and self.layout.tensor_rank == 0
-        total = torch.stack(list(losses)).sum() if counts_here else torch.zeros((), device=compat.device())
+        total = torch.stack(list(sums)).sum(0) if counts_here else torch.zeros(1 + 2 * sources, device=compat.device())
         dist.all_reduce(total)
-        return total
+        return total[0], total[1 : 1 + sources] / total[1 + sources :] if sources else None
 
     def _router_losses(self, micro_batches: int) -> Tensor | None:
         model = self.config.model
@@ -268,6 +276,18 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
     return copy
 
 
+def _sums(losses: Tensor, batch: Batch, sources: int) -> Tensor:
+    """[1 + 2 · sources] float32: the sum of the losses of all targets, those of each source, and its targets."""
+    masked = losses * batch.loss_mask
+    total = masked.sum().view(1)
+    if batch.sources is None:
+        return torch.cat([total, total.new_zeros(2 * sources)]) if sources else total
+    own = F.one_hot(batch.sources, sources).to(masked.dtype)  # [sequences, sources]
+    with torch.no_grad():
+        of_sources = own.T @ torch.stack([masked.sum(1), batch.loss_mask.sum(1)], dim=1)
+    return torch.cat([total, of_sources.T.flatten()])
+
+
 def _on_device(batch: Batch, layout: Layout) -> Batch:
     """This process's part of each sequence, on its device."""
 
@@ -276,7 +296,12 @@ def _on_device(batch: Batch, layout: Layout) -> Batch:
         return part.to(compat.device(), non_blocking=True)
 
     return Batch(
-        here(batch.input_ids), here(batch.labels), here(batch.loss_mask), here(batch.position_ids), batch.documents
+        here(batch.input_ids),
+        here(batch.labels),
+        here(batch.loss_mask),
+        here(batch.position_ids),
+        batch.documents,
+        None if batch.sources is None else batch.sources.to(compat.device(), non_blocking=True),
     )
 
 

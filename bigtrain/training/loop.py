@@ -11,13 +11,14 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, TokenSource, count_targets, micro_batches, prefetch
+from bigtrain.data.loader import Batch, TokenSource, count_targets, counts_every_token, micro_batches, prefetch
+from bigtrain.data.mixture import Mixture
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import records
 from bigtrain.training.dashboard import Dashboard
-from bigtrain.training.preflight import Inputs
+from bigtrain.training.inputs import Inputs
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.schedule import learning_rate
 from bigtrain.training.signals import StopRequest
@@ -84,6 +85,7 @@ def train(run: Run) -> bool:
         lr = learning_rate(config, step)
         result = run.engine.train_step(micro, _targets(run, micro), lr, step)
         run.state = _after_step(run.state, config)
+        _announce_stage(run)
         _record(run, result, lr, meter)
 
         if _due(run.state.step, config.training.validation_interval, steps):
@@ -139,10 +141,19 @@ def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callab
     return read
 
 
+def _announce_stage(run: Run) -> None:
+    """Record that the next step begins a stage of the mixture."""
+    if isinstance(run.inputs.train, Mixture):
+        for stage in run.inputs.train.stages:
+            if stage.first_position == run.state.position:
+                run.event("stage", shares={name: round(float(share), 6) for name, share in stage.shares.items()})
+
+
 def _targets(run: Run, micro: list[Batch]) -> int:
     """Targets of the whole global batch, the divisor of its mean loss."""
     training = run.config.training
-    if not run.config.data.mask_document_boundaries:
+    data = run.config.data
+    if counts_every_token(data.packing, data.mask_document_boundaries):
         return training.global_batch_size * training.sequence_length
     return topology.sum_over_data(count_targets(micro))
 
@@ -163,6 +174,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
         "loss": loss,
         "grad_norm": grad_norm,
         **_router_losses(result),
+        **_of_sources(run, result),
         "learning_rate": lr,
         "step_seconds": step_seconds,
         "data_seconds": data_seconds,
@@ -178,6 +190,18 @@ def _router_losses(result: StepResult) -> dict[str, float]:
     if result.router_losses is None:
         return {}
     return dict(zip(("router_aux_loss", "router_z_loss"), result.router_losses.tolist(), strict=True))
+
+
+def _of_sources(run: Run, result: StepResult) -> dict[str, float | int | None]:
+    """Loss and tokens read so far of each source of a mixture."""
+    if result.source_losses is None or not isinstance(run.inputs.train, Mixture):
+        return {}
+    counts = run.inputs.train.counts(run.state.position)
+    length = run.config.training.sequence_length
+    losses = dict(zip(counts, result.source_losses.tolist(), strict=True))
+    return {f"loss/{name}": loss for name, loss in losses.items()} | {
+        f"tokens/{name}": count * length for name, count in counts.items()
+    }
 
 
 def _publish(run: Run, row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.config import Config, to_yaml
+from bigtrain.data.mixture import Mixture
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
 from bigtrain.parallel import topology
@@ -16,8 +17,9 @@ from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults, records
 from bigtrain.training.dashboard import Dashboard
+from bigtrain.training.inputs import Inputs, first_source, open_inputs
 from bigtrain.training.loop import Run, train
-from bigtrain.training.preflight import Inputs, open_inputs, preflight
+from bigtrain.training.preflight import preflight
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.signals import StopRequest
 from bigtrain.training.watchdog import Watchdog
@@ -124,7 +126,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
 def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
     """Make the run's folder enough to run again and to read its checkpoints."""
     (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    dataset = inputs.train.dataset
+    dataset = first_source(inputs.train).dataset
     folder = output_dir / "tokenizer"
     folder.mkdir(exist_ok=True)
     for name in (dataset.manifest.tokenizer.file, "tokenizer_config.json"):
@@ -134,12 +136,23 @@ def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
     records.forget_after(output_dir / records.METRICS, step)
 
 
+def _tokens_left_out(run: Run) -> int | dict[str, int]:
+    """Tokens of the datasets that are in no sample."""
+    train = run.inputs.train
+    if isinstance(train, Mixture):
+        return {name: samples.cut.tokens_left_out() for name, samples in train.sources.items()}
+    return train.cut.tokens_left_out()
+
+
 def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
     layout = run.layout.describe()
+    stages = {"stages": run.inputs.data_identity["stages"]} if "stages" in run.inputs.data_identity else {}
     if resumed:
-        run.event("resume", layout=layout, saved_with=resumed.layout)
+        run.event("resume", layout=layout, saved_with=resumed.layout, **stages)
+        if stages and resumed.data.get("stages") != stages["stages"]:
+            run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        run.event("start", layout=layout)
+        run.event("start", layout=layout, tokens_left_out=_tokens_left_out(run), **stages)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )

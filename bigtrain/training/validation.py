@@ -7,15 +7,16 @@ import numpy as np
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, micro_batches
+from bigtrain.data.loader import Batch, count_targets, micro_batches
 from bigtrain.data.samples import Samples
+from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
 def validate(
     engine: Engine, config: Config, samples: Samples, before_batch: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Mean loss over the first `validation_samples` windows (all, if 0), every token a target.
+    """Mean loss over the targets of the first `validation_samples` samples (all, if 0).
 
     Returns:
         `validation_loss` in nats a token, and `validation_bits_per_byte`: what a code built on the model
@@ -23,11 +24,13 @@ def validate(
     """
     size = config.training.global_batch_size
     count = min(config.training.validation_samples or len(samples), len(samples))
-    total = 0.0
+    total, targets = 0.0, 0
     for first in range(0, count, size):
         before_batch()
-        total += float(engine.evaluate(_batches(engine, config, samples, first, count)))
-    loss = total / (count * samples.sequence_length)
+        batches = _batches(engine, config, samples, first, count)
+        total += float(engine.evaluate(batches))
+        targets += topology.sum_over_data(count_targets(batches))
+    loss = total / targets
     manifest = samples.dataset.manifest
     return {
         "validation_loss": loss,
@@ -45,7 +48,7 @@ def _batches(engine: Engine, config: Config, samples: Samples, first: int, count
         micro_batch_size=training.micro_batch_size,
         data_parallel_rank=layout.data_rank,
         data_parallel_size=layout.data,
-        packing=config.data.packing,
+        packing=samples.packing,
     )
     for index, batch in enumerate(batches):
         position = first + (index * layout.data + layout.data_rank) * training.micro_batch_size

@@ -39,9 +39,15 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
             "model": config.model.model_copy(update=_shape(config.model, world_size, length)),
             "training": config.training.model_copy(update=training),
             "schedule": config.schedule.model_copy(update=schedule),
-            "data": config.data.model_copy(update={"validation": None}),
+            "data": config.data.model_copy(update=_data(config)),
         }
     )
+
+
+def _data(config: Config) -> dict[str, Any]:
+    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are."""
+    packing = "contiguous" if config.data.packing == "padded" else config.data.packing
+    return {"train": "drawn", "sources": {}, "stages": [], "validation": None, "packing": packing}
 
 
 def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:

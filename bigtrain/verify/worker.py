@@ -17,12 +17,13 @@ from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, parse_config, validate
 from bigtrain.data.loader import TokenSource, count_targets
 from bigtrain.data.order import permute
+from bigtrain.data.packing import Rows
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults
+from bigtrain.training.inputs import open_train
 from bigtrain.training.loop import batch_reader
-from bigtrain.training.preflight import open_inputs
 from bigtrain.training.schedule import learning_rate
 from bigtrain.verify.digests import digest
 from bigtrain.verify.legs import OUTCOMES, Digest, Leg, Outcome, read_legs
@@ -42,13 +43,11 @@ class DrawnSamples:
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
         return permute(np.asarray(positions) % DRAWN_SAMPLES, DRAWN_SAMPLES, self._seed, 0)
 
-    def read(self, positions: ArrayLike) -> np.ndarray:
-        """As `data.samples.Samples.read`; a token's probability falls with its number, as words' do."""
-        return np.stack([self._draw(int(number)) for number in self.sample_ids(positions)])
-
-    def starts(self, positions: ArrayLike) -> np.ndarray:
-        """As `data.samples.Samples.starts`: token 0 begins a document."""
-        return self.read(positions) == 0
+    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+        """As `data.samples.Samples.read`; a token's probability falls with its number, as words' do, and token 0
+        begins a document."""
+        tokens = np.stack([self._draw(int(number)) for number in self.sample_ids(positions)])
+        return Rows(tokens, tokens == 0 if with_starts else None)
 
     def _draw(self, number: int) -> np.ndarray:
         uniform = np.random.default_rng((self._seed, number)).random(self.sequence_length + 1)
@@ -67,13 +66,10 @@ class Witness:
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
         return self._samples.sample_ids(positions)
 
-    def read(self, positions: ArrayLike) -> np.ndarray:
+    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
         ids = self.sample_ids(positions)
         self.seen |= dict(zip(np.asarray(positions).tolist(), ids.tolist(), strict=True))
-        return self._samples.read(positions)
-
-    def starts(self, positions: ArrayLike) -> np.ndarray:
-        return self._samples.starts(positions)
+        return self._samples.read(positions, with_starts)
 
 
 def run_leg(leg: Leg) -> Outcome:
@@ -82,7 +78,7 @@ def run_leg(leg: Leg) -> Outcome:
     config = parse_config(leg.config)
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
-    samples = Witness(open_inputs(config).train if leg.real_data else DrawnSamples(config))
+    samples = Witness(open_train(config) if leg.real_data else DrawnSamples(config))
     read = batch_reader(config, layout, samples)
     engine = Engine(config, layout)
     if leg.load:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.data.order import permute
+from bigtrain.data.order import permute, permute_in_windows
 
 FROZEN = [
     [761, 566, 35, 430, 5, 223, 115, 492],
@@ -104,3 +104,24 @@ def test_a_small_size_reaches_every_order_equally_often() -> None:
     for seed in range(600):
         counts[orders.index(tuple(permute(np.arange(4), 4, seed, 0).tolist()))] += 1
     assert abs(chi_square(counts)) < 4
+
+
+@given(size=st.integers(1, 400), window=st.integers(1, 130), seed=SEEDS, epoch=st.integers(0, 1000))
+def test_windows_are_read_one_after_the_other(size: int, window: int, seed: int, epoch: int) -> None:
+    numbers = permute_in_windows(np.arange(size), size, window, seed, epoch)
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(size))
+    if window < size:
+        for first in range(0, size, window):
+            assert len(set((numbers[first : first + window] // window).tolist())) == 1
+        assert set((numbers[size // window * window :] // window).tolist()) <= {size // window}
+    else:
+        np.testing.assert_array_equal(numbers, permute(np.arange(size), size, seed, epoch))
+    alone = [int(permute_in_windows(position, size, window, seed, epoch)) for position in range(0, size, 29)]
+    assert alone == numbers[::29].tolist()
+
+
+def test_windows_differ_in_their_order_from_each_other_and_from_epoch_to_epoch() -> None:
+    first = permute_in_windows(np.arange(10_000), 10_000, 100, 0, 0).reshape(100, 100)
+    second = permute_in_windows(np.arange(10_000), 10_000, 100, 0, 1).reshape(100, 100)
+    assert len({tuple((row % 100).tolist()) for row in np.concatenate([first, second])}) == 200
+    assert (first[:, 0] // 100 != second[:, 0] // 100).sum() > 90

@@ -48,7 +48,9 @@ def test_windows_tile_the_stream(dataset: TokenDataset, documents: list[list[int
     begins = np.concatenate([[True] + [False] * (len(document) - 1) for document in documents])
     samples = Samples(dataset, length, shuffle=False)
     assert len(samples) == (TOKENS - 1) // length
-    tokens, starts = samples.read(range(len(samples))), samples.starts(range(len(samples)))
+    rows = samples.read(range(len(samples)), with_starts=True)
+    tokens, starts = rows.tokens, rows.starts
+    assert starts is not None
     assert (tokens.dtype, tokens.shape) == (np.int64, (len(samples), length + 1))
     assert (starts.dtype, starts.shape) == (np.bool_, tokens.shape)
     for number in range(len(samples)):
@@ -69,10 +71,10 @@ def test_every_sample_comes_exactly_once_an_epoch(dataset: TokenDataset, length:
 @given(seed=st.integers(0, 100), positions=st.lists(st.integers(0, 30_000), min_size=1, max_size=20))
 def test_what_a_position_reads_depends_on_nothing_else(dataset: TokenDataset, seed: int, positions: list[int]) -> None:
     samples = Samples(dataset, 3, seed)  # 1,167 an epoch, so that positions lie in several
-    together = samples.read(positions)
+    together = samples.read(positions).tokens
     for number in np.random.default_rng(seed).permutation(len(positions)).tolist():
         fresh = Samples(dataset, 3, seed)
-        np.testing.assert_array_equal(fresh.read([positions[number]])[0], together[number])
+        np.testing.assert_array_equal(fresh.read([positions[number]]).tokens[0], together[number])
 
 
 def test_orders_longer_than_a_block_are_whole(dataset: TokenDataset) -> None:

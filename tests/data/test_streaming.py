@@ -1,5 +1,6 @@
 """Datasets in a bucket, read from a server that speaks S3's API through a proxy that spoils its answers."""
 
+import json
 import logging
 import resource
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from faulty import FaultyProxy
 from s3fs import S3FileSystem
 
@@ -22,7 +24,7 @@ from bigtrain.data.cache import Cache
 from bigtrain.data.remote import Retry, remote_place
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
-from bigtrain.data.tokenizer import SentencePieceTokenizer
+from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from bigtrain.data.verify import verify
 from bigtrain.errors import DataError
 
@@ -133,7 +135,7 @@ def test_it_is_the_dataset_on_disk(
     monkeypatch.setattr(remote, "_PIECE", 1000)
     ours, theirs = (Samples(dataset, 16, seed=3) for dataset in (opened, local))
     positions = np.arange(3 * len(theirs))
-    np.testing.assert_array_equal(ours.read(positions), theirs.read(positions))
+    np.testing.assert_array_equal(ours.read(positions).tokens, theirs.read(positions).tokens)
     assert opened.document(77).position == local.document(77).position == 77
     assert opened.load_tokenizer().fingerprint == local.load_tokenizer().fingerprint
     pieces = {name: -(-(folder / name).stat().st_size // 1000) for name in names(*range(1, SHARDS))}
@@ -439,6 +441,23 @@ def http_server(folder: Path) -> Iterator[int]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def test_what_names_the_end_of_a_document_comes_with_the_tokenizer(
+    bucket: S3FileSystem, cache: Cache, tmp_path: Path
+) -> None:
+    """A `tokenizer.json` is read with the `tokenizer_config.json` beside it, or without where there is none."""
+    words = {"<stop>": 0, "</s>": 1, "word": 2}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="word")).save(str(tmp_path / "tokenizer.json"))
+    for end, config in ((1, None), (0, {"eos_token": "<stop>"})):
+        if config is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = HuggingFaceTokenizer(tmp_path / "tokenizer.json")
+        documents = Documents(np.array([2, end]), np.array([2]), ["file"], [0], bytes=4)
+        write_dataset(tmp_path / f"dataset{end}", [documents], tokenizer)
+        for path in (tmp_path / f"dataset{end}").iterdir():
+            bucket.pipe(f"data/train/{path.name}", path.read_bytes())
+        assert open_dataset(URL, cache, QUICK).load_tokenizer().eos_id == tokenizer.eos_id == end
 
 
 def test_over_http(http_server: int, folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

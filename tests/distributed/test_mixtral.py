@@ -58,6 +58,9 @@ CASES = [
 ]
 
 Histories = dict[str, list[list[float]]]
+LEARNED = slice(2)
+"""Loss and gradient norm. The load-balancing loss counts tokens: it jumps where rounding decides a tie between experts,
+which a control may meet or not."""
 
 
 def case_id(case: tuple[int, str, dict[str, Any]]) -> str:
@@ -133,23 +136,24 @@ def oracle(dataset: Path) -> dict[str, tuple[list[tuple[float, ...]], float]]:
     found = {}
     for losses in LOSSES:
         runs = [train_plainly(dataset, losses, size) for size in (2, 1, 8)]
-        found[losses] = runs[0], max(max(differences(run, runs[0])) for run in runs[1:])
+        found[losses] = runs[0], max(max(differences(run, runs[0], LEARNED)) for run in runs[1:])
     return found
 
 
-def differences(history: Any, reference: Any) -> list[float]:
+def differences(history: Any, reference: Any, figures: slice = slice(None)) -> list[float]:
     """The largest relative difference of the figures of a step, step by step."""
-    pairs = zip(history, reference, strict=True)
+    pairs = zip((row[figures] for row in history), (row[figures] for row in reference), strict=True)
     return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_equals_transformers_mixtral(case: tuple[int, str, dict[str, Any]], histories: Histories, oracle: Any) -> None:
     reference, control = oracle[case[1]]
-    drift = differences(histories[case_id(case)], reference)
-    assert drift[0] < FIRST_STEP
-    assert max(drift) < ALL_STEPS
-    assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
+    all_figures = differences(histories[case_id(case)], reference)
+    assert all_figures[0] < FIRST_STEP
+    assert max(all_figures) < ALL_STEPS
+    drift = max(differences(histories[case_id(case)], reference, LEARNED))
+    assert drift < CONTROLS * control, f"drifted {drift:.1e}, the control {control:.1e}"
 
 
 def test_bf16_sums_the_gradients_of_experts_in_float32(histories: Histories) -> None:

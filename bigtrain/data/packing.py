@@ -1,0 +1,204 @@
+"""How a dataset is cut into samples of L + 1 tokens: L inputs and, one further on, their L targets.
+
+Each way of cutting numbers its samples, and finds the tokens of a number when it is asked: nothing is built beforehand
+and nothing stored.
+"""
+
+import functools
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bigtrain.data.shards import TokenDataset
+
+BINS = 128
+"""Samples of a stretch of the stream that `BestFit` packs together."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples, as [n, L + 1] arrays."""
+
+    tokens: np.ndarray
+    """int64."""
+    starts: np.ndarray | None = None
+    """bool: where a document, or a part of one, begins; None where it was not asked for."""
+    padding: np.ndarray | None = None
+    """bool: what is no token of a document; None: nothing."""
+    sources: np.ndarray | None = None
+    """int64 [n]: the number of the source of each sample, in a mixture."""
+
+
+class Cut(Protocol):
+    """A dataset cut into samples."""
+
+    dataset: TokenDataset
+    sequence_length: int
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+        """Those of these numbers. Raises DataError: a shard is damaged."""
+
+    def extent(self, number: int) -> list[tuple[int, int]]:
+        """Where in the stream a sample's tokens lie: (first token, how many), in the sample's order."""
+
+    def tokens_left_out(self) -> int:
+        """Tokens of the dataset that are in no sample."""
+
+
+class Windows:
+    """The stream of tokens in windows: number i is tokens i·L … i·L + L.
+
+    Every token but the first is a target once; what does not fill a last window is left out.
+    """
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        self.dataset = dataset
+        self.sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return max(self.dataset.tokens - 1, 0) // self.sequence_length
+
+    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+        length = self.sequence_length
+        begins = [number * length for number in numbers]
+        tokens = self.dataset.read_many(begins, length + 1)
+        if not with_starts:
+            return Rows(tokens)
+        starts = [self.dataset.document_starts(begin, length + 1) for begin in begins]
+        return Rows(tokens, np.stack(starts))
+
+    def extent(self, number: int) -> list[tuple[int, int]]:
+        return [(number * self.sequence_length, self.sequence_length + 1)]
+
+    def tokens_left_out(self) -> int:
+        return self.dataset.tokens - (len(self) * self.sequence_length + 1) if len(self) else self.dataset.tokens
+
+
+class BestFit:
+    """Documents put together so that few are cut, stretch by stretch: best-fit packing (arXiv:2404.10830).
+
+    A stretch of `BINS` · (L + 1) tokens fills as many samples without a gap. Documents longer than a sample are cut
+    into whole ones and a rest; then the longest piece first is laid where it leaves least room; what fits nowhere at
+    the end is cut into the gaps. Every token of a stretch is in one sample, once. Of the last, shorter stretch what
+    does not fill a sample is left out.
+    """
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        self.dataset = dataset
+        self.sequence_length = sequence_length
+        self._packed = functools.lru_cache(maxsize=64)(self._pack)
+
+    def __len__(self) -> int:
+        return self.dataset.tokens // (self.sequence_length + 1)
+
+    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+        tokens = np.empty((len(numbers), self.sequence_length + 1), dtype=np.int64)
+        starts = np.zeros(tokens.shape, dtype=bool)
+        for row, begins, number in zip(tokens, starts, numbers, strict=True):
+            filled = 0
+            for begin, length in self.extent(number):
+                row[filled : filled + length] = self.dataset.read(begin, length)
+                begins[filled] = True
+                filled += length
+        return Rows(tokens, starts if with_starts else None)
+
+    def extent(self, number: int) -> list[tuple[int, int]]:
+        return self._packed(number // BINS)[number % BINS]
+
+    def tokens_left_out(self) -> int:
+        return self.dataset.tokens - len(self) * (self.sequence_length + 1)
+
+    def _pack(self, stretch: int) -> list[list[tuple[int, int]]]:
+        capacity = self.sequence_length + 1
+        bins = min(BINS, len(self) - stretch * BINS)
+        first = stretch * BINS * capacity
+        borders = np.flatnonzero(self.dataset.document_starts(first, bins * capacity)).tolist()
+        if not borders or borders[0]:
+            borders.insert(0, 0)  # the rest of a document that began before
+        lengths = np.diff([*borders, bins * capacity]).tolist()
+        return [
+            [(first + begin, length) for begin, length in sorted(pieces)]
+            for pieces in best_fit(zip(borders, lengths, strict=True), bins, capacity)
+        ]
+
+
+def best_fit(documents: "zip[tuple[int, int]]", bins: int, capacity: int) -> list[list[tuple[int, int]]]:
+    """Lay documents (begin, length), whose lengths sum to `bins` · `capacity`, into so many bins of that capacity.
+
+    Returns:
+        The pieces (begin, length) of each bin.
+    """
+    filled: list[list[tuple[int, int]]] = []
+    pieces: list[tuple[int, int]] = []
+    for begin, length in documents:
+        whole = length // capacity
+        filled += [[(begin + number * capacity, capacity)] for number in range(whole)]
+        if rest := length - whole * capacity:
+            pieces.append((begin + whole * capacity, rest))
+    open_bins: list[list[tuple[int, int]]] = [[] for _ in range(bins - len(filled))]
+    room = [(capacity, number) for number in range(len(open_bins))]
+    cut: list[tuple[int, int]] = []
+    for begin, length in sorted(pieces, key=lambda piece: -piece[1]):
+        at = bisect_left(room, (length, -1))
+        if at == len(room):
+            cut.append((begin, length))
+            continue
+        left, number = room.pop(at)
+        open_bins[number].append((begin, length))
+        if left > length:
+            insort(room, (left - length, number))
+    for begin, length in cut:
+        while length:
+            left, number = room.pop()  # the largest gap
+            part = min(left, length)
+            open_bins[number].append((begin, part))
+            if left > part:
+                insort(room, (left - part, number))
+            begin, length = begin + part, length - part
+    return filled + open_bins
+
+
+class Padded:
+    """A document to a sample, for fine-tuning: number i is document i, cut at L + 1 tokens or padded to that."""
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        self.dataset = dataset
+        self.sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return self.dataset.documents
+
+    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+        tokens = np.full((len(numbers), self.sequence_length + 1), self.dataset.manifest.tokenizer.eos_id, np.int64)
+        padding = np.ones(tokens.shape, dtype=bool)
+        for row, pad, number in zip(tokens, padding, numbers, strict=True):
+            document = self.dataset.document(number).tokens[: len(row)]
+            row[: len(document)] = document
+            pad[: len(document)] = False
+        starts = None
+        if with_starts:
+            starts = np.zeros(tokens.shape, dtype=bool)
+            starts[:, 0] = True
+        return Rows(tokens, starts, padding)
+
+    def extent(self, number: int) -> list[tuple[int, int]]:
+        begin, length = self.dataset.document_span(number)
+        return [(begin, min(length, self.sequence_length + 1))]
+
+    def tokens_left_out(self) -> int:
+        return int(np.maximum(self.dataset.document_lengths() - (self.sequence_length + 1), 0).sum())
+
+
+CUTS: dict[str, type[Windows] | type[BestFit] | type[Padded]] = {
+    "contiguous": Windows,
+    "documents": Windows,
+    "best_fit": BestFit,
+    "padded": Padded,
+}
+"""By the words of `data.packing`."""

@@ -1,0 +1,136 @@
+"""What a run reads: its datasets in the order of its positions, and the checkpoint it goes on from.
+
+Nothing here needs torch: the launcher opens everything before it starts any process.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from bigtrain.checkpoint import catalog
+from bigtrain.config import Config
+from bigtrain.data.manifest import by_column
+from bigtrain.data.mixture import Mixture
+from bigtrain.data.samples import Samples
+from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
+from bigtrain.data.shares import stages_of
+from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.errors import ConfigError, DataError
+from bigtrain.training.resume import checkpoint_to_resume
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    train: Samples | Mixture
+    validation: Samples | None
+    checkpoint: catalog.Checkpoint | None
+    data_identity: dict[str, Any]
+    """What decides which samples a position means; a checkpoint records it."""
+
+
+def first_source(train: Samples | Mixture) -> Samples:
+    """The one source, or the first of a mixture, whose tokenizer is that of all."""
+    return next(iter(train.sources.values())) if isinstance(train, Mixture) else train
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Open and check everything that the run reads.
+
+    Raises:
+        UserError: Naming the key or file and what would be right.
+    """
+    train = open_train(config)
+    validation = None
+    if config.data.validation is not None:
+        held_out = _open(config, "data.validation", config.data.validation)
+        _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
+        packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
+        validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
+    identity = _identity(config, train)
+    return Inputs(train, validation, checkpoint_to_resume(config, identity), identity)
+
+
+def open_train(config: Config) -> Samples | Mixture:
+    """The training data alone.
+
+    Raises:
+        UserError: As :func:`open_inputs`.
+    """
+    if config.data.train is not None:
+        return _samples(config, "data.train", config.data.train)
+    sources = {
+        name: _samples(config, f"data.sources.{name}.path", source.path) for name, source in config.data.sources.items()
+    }
+    (first_name, first), *others = sources.items()
+    for name, samples in others:
+        _check_same_tokenizer(samples.dataset, f"data.sources.{name}.path", first.dataset, f"data.sources.{first_name}")
+    return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
+
+
+def _samples(config: Config, key: str, path: str) -> Samples:
+    data, training = config.data, config.training
+    return Samples(
+        _open(config, key, path),
+        training.sequence_length,
+        training.seed,
+        data.shuffle,
+        window=data.shuffle_window,
+        packing=data.packing,
+    )
+
+
+def _open(config: Config, key: str, path: str) -> TokenDataset:
+    try:
+        dataset = open_dataset(path)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+    if config.tokenizer.path is not None:
+        check_tokenizer(dataset, load_tokenizer(config.tokenizer.path))
+    vocabulary = dataset.manifest.tokenizer.vocab_size
+    if vocabulary > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) is below the {vocabulary} tokens of the tokenizer "
+            f"that made {path} ({key}); {-(-vocabulary // 128) * 128} would fit"
+        )
+    return dataset
+
+
+def _check_same_tokenizer(dataset: TokenDataset, key: str, other: TokenDataset, other_key: str = "data.train") -> None:
+    if dataset.manifest.tokenizer.fingerprint != other.manifest.tokenizer.fingerprint:
+        raise DataError(
+            f"{key}: {dataset.path} was made with another tokenizer than {other_key} ({other.path}); "
+            f"prepare it again with {other.path / other.manifest.tokenizer.file}"
+        )
+
+
+def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
+    """Options at values that change nothing are left out, so that they can be added later."""
+    found: dict[str, Any] = {
+        "sequence_length": config.training.sequence_length,
+        "seed": config.training.seed,
+        "shuffle": config.data.shuffle,
+    }
+    if config.data.packing in ("best_fit", "padded"):
+        found["packing"] = config.data.packing
+    if config.data.shuffle and config.data.shuffle_window is not None:
+        found["shuffle_window"] = config.data.shuffle_window
+    if isinstance(train, Samples):
+        return {"train": _fingerprint(train.dataset), **found}
+    found["sources"] = {name: _fingerprint(samples.dataset) for name, samples in train.sources.items()}
+    found["stages"] = [
+        {
+            "position": stage.first_position,
+            "shares": {name: str(share) for name, share in stage.shares.items() if share},
+        }
+        for stage in train.stages
+    ]
+    return found
+
+
+def _fingerprint(dataset: TokenDataset) -> str:
+    digest = hashlib.sha256()
+    for sha256 in by_column(dataset.manifest.shards).sha256:
+        digest.update(sha256.encode())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""Which checkpoint a run goes on from, and whether it may. Nothing here needs torch."""
+
+from typing import Any
+
+from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.places import checkpoint_folder
+from bigtrain.config import Config
+from bigtrain.errors import CheckpointError
+
+_CHANGEABLE = {"hidden_dropout", "attention_dropout", "initializer_range"}
+"""Options of the model that may be changed midway: the weights mean the same."""
+_DATA_KEYS = {
+    "train": "data.train (its contents)",
+    "sources": "data.sources (their contents)",
+    "stages": "the shares of data.sources and data.stages until then",
+    "shuffle": "data.shuffle",
+    "shuffle_window": "data.shuffle_window",
+    "packing": "data.packing",
+}
+
+
+def checkpoint_to_resume(config: Config, identity: dict[str, Any]) -> catalog.Checkpoint | None:
+    """The newest complete checkpoint, if there is one.
+
+    Args:
+        config: The run's.
+        identity: What decides which samples a position means, see :class:`bigtrain.training.inputs.Inputs`.
+
+    Raises:
+        CheckpointError: It is damaged, or of another model or other data, or there should be none.
+    """
+    folder = checkpoint_folder(config)
+    found = catalog.newest(folder)
+    if found is None:
+        return None
+    if not config.checkpoint.resume:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of an earlier run and checkpoint.resume is false; "
+            "set it to true, or choose another training.output_dir (and checkpoint.dir, where it is set)"
+        )
+    defaults = {name: field.default for name, field in type(config.model).model_fields.items()}  # of newer options
+    model = config.model.model_dump(mode="json", exclude=_CHANGEABLE)
+    _same(found, "model", {**defaults, **found.model}, model)
+    _same(found, "data", _past(found.data, found.state.position), _past(identity, found.state.position))
+    if found.state.step > config.training.steps:
+        raise CheckpointError(
+            f"{found.path} is at step {found.state.step}, beyond training.steps ({config.training.steps})"
+        )
+    return found
+
+
+def _past(identity: dict[str, Any], position: int) -> dict[str, Any]:
+    """What of it decided the samples before `position`: stages to come may change, and sources not yet read."""
+    if "stages" not in identity:
+        return identity
+    stages = [stage for stage in identity["stages"] if stage["position"] < position]
+    read = {name for stage in stages for name in stage["shares"]}
+    sources = {name: fingerprint for name, fingerprint in identity["sources"].items() if name in read}
+    return {**identity, "stages": stages, "sources": sources}
+
+
+def _same(checkpoint: catalog.Checkpoint, section: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{_DATA_KEYS.get(key, f'training.{key}') if section == 'data' else f'{section}.{key}'} "
+        f"was {stored.get(key)!r} and is {now.get(key)!r}"
+        for key in {**now, **(stored if section == "data" else {})}
+        if stored.get(key) != now.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot be resumed with this configuration: {'; '.join(changed)}. "
+            "Set it back, or choose another training.output_dir (and checkpoint.dir, where it is set) to start anew"
+        )
