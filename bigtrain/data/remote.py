@@ -53,10 +53,12 @@ def storage_options(protocol: str) -> dict[str, Any]:
     if protocol in ("s3", "s3a"):
         limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENCE_SECONDS}
         return {"config_kwargs": {**limits, "retries": {"max_attempts": 0}}}
-    if protocol in ("http", "https"):
+    if protocol in ("http", "https", "gs", "gcs"):
         from aiohttp import ClientTimeout
 
         limit = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
+        if protocol in ("gs", "gcs"):
+            return {"requests_timeout": limit}
         return {"client_kwargs": {"timeout": limit}, "headers": {"Accept-Encoding": "identity"}}
     return {}
 
@@ -210,7 +212,8 @@ def _refusal(error: Exception) -> str | None:
     status = getattr(error, "status", None) or getattr(error, "code", None) or getattr(answer, "status_code", None)
     if isinstance(error, _NOT_THERE) or status in (404, 410):
         return "it is not there"
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+    denied = isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")  # gcsfs
+    if denied or "Credentials" in type(error).__name__:
         return "access is denied, look at the credentials in the environment"
     if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS:
         return f"the server refuses, status {status}"
