@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.05
 """How often one that waits looks whether another has fetched the file."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-Fetch = Callable[[BinaryIO], None]
+Fetch = Callable[[BinaryIO], object]
 """Writes a file's content, from its begin; all of it is there when it returns."""
 
 
