@@ -61,7 +61,7 @@ def verify(
 
     faults = dict(_in_threads(look, manifest.shards, progress))
     faults[manifest.tokenizer.file] = _tokenizer_fault(folder, remote, manifest)
-    for name in names - {*recorded.values()}:
+    for name in names - {shard.file for shard in manifest.shards}:
         if name.endswith(".arrow"):
             faults[name] = f"{MANIFEST} knows no such shard"
     wrong = [f"  {name}: {fault}" for name, fault in sorted(faults.items()) if fault]

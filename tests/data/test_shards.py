@@ -432,6 +432,14 @@ def test_verify_names_everything_that_is_wrong(folder: Path) -> None:
         assert word in line
 
 
+def test_verify_lets_equal_shards_pass(bpe: SentencePieceTokenizer, tmp_path: Path) -> None:
+    part = Documents(np.array([5, 6, EOS]), np.array([3]), ["file"], [0], bytes=3)
+    write_dataset(tmp_path / "dataset", [part, part], bpe, tokens_per_shard=3)
+    shards = verify(tmp_path / "dataset").shards
+    assert len(shards) == 2
+    assert shards[0].sha256 == shards[1].sha256
+
+
 def test_verify_looks_at_what_a_shard_says(folder: Path) -> None:
     """Files that are as they were written, by a program that was wrong."""
     path = folder / "shard-00001.arrow"
