@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bigtrain.config import ModelConfig
 from bigtrain.convert.tokenizer import export_tokenizer
-from bigtrain.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 TEXTS = [(LIBRARY / f"{name}.py").read_text(encoding="utf-8")[:20_000] for name in ("argparse", "ast", "heapq", "csv")]
 AWKWARD = ["", "\n", " ", "  a\tb  ", "<s>a</s><unk><0x0A><|endoftext|>[BOS]", "naïve café", "日本語", "😀👩‍👩‍👧"]

@@ -17,9 +17,9 @@ from bigtrain.data.tokenizer import (
     SentencePieceTokenizer,
     copy_tokenizer,
     load_tokenizer,
-    train_sentencepiece,
 )
 from bigtrain.errors import DataError
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 AWKWARD = [
     "",
