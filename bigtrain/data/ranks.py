@@ -39,13 +39,12 @@ _GPT4O = (
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
-_LLAMA3 = {
-    "<|begin_of_text|>": 0,
-    "<|end_of_text|>": 1,
-    "<|start_header_id|>": 6,
-    "<|end_header_id|>": 7,
-    "<|eot_id|>": 9,
-}
+_RESERVED = [f"<|reserved_special_token_{i}|>" for i in range(251)]
+_LLAMA3 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", *_RESERVED[:4], "<|start_header_id|>", "<|end_header_id|>"),
+    *(_RESERVED[4], "<|eot_id|>", *_RESERVED[5:]),
+]
+_QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
 ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
     "r50k_base": (_GPT2, {"<|endoftext|>": 50256}),
     "p50k_base": (_GPT2, {"<|endoftext|>": 50256}),
@@ -54,8 +53,8 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
         {"<|endoftext|>": 100257, **{name: 100258 + i for i, name in enumerate(_FIM)}, "<|endofprompt|>": 100276},
     ),
     "o200k_base": (_GPT4O, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
-    "llama3": (_GPT4, {name: 128000 + i for name, i in _LLAMA3.items()}),
-    "qwen": (_QWEN, {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}),
+    "llama3": (_GPT4, {name: 128000 + i for i, name in enumerate(_LLAMA3)}),
+    "qwen": (_QWEN, {name: 151643 + i for i, name in enumerate(_QWEN_SPECIAL)}),
 }
 """Pattern and special tokens of known files. The patterns are as their makers first published them; the forms that
 `tiktoken` ships today match the same and are no faster in its present version."""
