@@ -131,15 +131,15 @@ def span_counts(length: int, denoiser: Denoiser = T5) -> tuple[int, int]:
 
 
 def span_corruption_lengths(input_length: int, denoiser: Denoiser = T5) -> tuple[int, int]:
-    """(tokens of a sample, target length) for which the inputs of `corrupt_spans` are `input_length` long: the longest
-    such sample. 512 inputs are filled by 568 tokens, with 114 targets.
+    """(tokens of a sample, target length) of the longest sample whose inputs, as `corrupt_spans` makes them, are no
+    longer than `input_length`. Up to a density of one half they fill it: 512 inputs take 568 tokens, with 114 targets.
 
     Raises:
         DataError: `input_length` is below 3: one token, one sentinel and the end.
     """
     if input_length < 3:
         raise DataError(f"an encoder's input of {input_length} tokens has no room for a token, a sentinel and the end")
-    length = input_length - 1  # grows by ones, and the inputs with it by none or one
+    length = input_length - 1
     while _input_length(length + 1, denoiser) <= input_length:
         length += 1
     noise, spans = span_counts(length, denoiser)

@@ -62,7 +62,8 @@ def check_tokenizer(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> C
         if decoded != text:
             lost += 1
             first_lost = first_lost or f"{name}, {_difference(text, decoded)}"
-    spelled = [name for name, i in tokenizer.special_tokens.items() if i in tokenizer.encode(name)]
+    special = {name: i for name, i in tokenizer.special_tokens.items() if i not in unknown_ids}
+    spelled = [name for name, i in special.items() if i in tokenizer.encode(name)]
     return Checked(counted, size, words, tokens, unknown, lost, first_lost, spelled)
 
 
