@@ -203,8 +203,11 @@ def _with_sentinels(
 
 def _segments(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths of `parts` non-empty parts of `total`, uniform over all ways to cut it."""
-    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff(cuts, prepend=0, append=total)
+    borders = np.zeros(parts + 1, dtype=np.int64)
+    borders[1:-1] = rng.choice(total - 1, parts - 1, replace=False, shuffle=False) + 1
+    borders[-1] = total
+    borders.sort()
+    return borders[1:] - borders[:-1]
 
 
 def split_prefix(tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
