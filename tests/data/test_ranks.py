@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tiktoken._educational import SimpleBytePairEncoding
 
 from bigtrain.data.ranks import ENCODINGS
+from bigtrain.data.shards import open_dataset, verify
 from bigtrain.data.tokenizer import TiktokenTokenizer, copy_tokenizer, load_tokenizer
 from bigtrain.errors import DataError
 from bigtrain.prepare.check_tokenizer import AWKWARD_TEXTS
+from bigtrain.prepare.prepare import prepare
 
 PUBLISHED = ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"]
 TEXT = st.one_of(st.text(), st.text(alphabet=" \n\t\rab1٣.,<'sSdLl/\u3000éÉ\u0301ǅʰ日😀", max_size=200))
@@ -207,3 +209,18 @@ def test_what_is_no_rank_file_is_refused(name: str, content: bytes, message: str
     (tmp_path / "tokenizer_config.json").write_text('{"encoding": "qwen"}')
     with pytest.raises(DataError, match=message):
         load_tokenizer(tmp_path / name)
+
+
+def test_a_dataset_is_made_with_one_and_keeps_it(ranks: dict[bytes, int], sources: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "r50k_base.tiktoken", ranks)
+    (tmp_path / "text").mkdir()
+    for number, text in enumerate(sources):
+        (tmp_path / "text" / f"{number}.txt").write_bytes(text.encode())
+    prepare([tmp_path / "text"], tmp_path / "data", path, workers=2)
+    path.unlink()
+    verify(tmp_path / "data" / "train")
+    dataset = open_dataset(tmp_path / "data" / "train")
+    tokenizer = dataset.load_tokenizer()
+    documents = [dataset.document(number).tokens.tolist() for number in range(dataset.documents)]
+    assert all(document[-1] == 50256 for document in documents)
+    assert [tokenizer.decode(document[:-1]) for document in documents] == sources
