@@ -123,7 +123,7 @@ def no_dataset(_: Scene) -> list[Any]:
 
 
 def other_tokenizer(scene: Scene) -> list[Any]:
-    from bigtrain.data.tokenizer import train_sentencepiece
+    from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
     path = train_sentencepiece(
         ["some other text, long enough to learn 300 pieces from " * 50], scene.folder / "o.model", 280

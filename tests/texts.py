@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 
 @pytest.fixture(scope="session")
