@@ -4,27 +4,17 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from bigtrain.data.packing import Rows
+from bigtrain.data.samples import TokenSource
 
 T = TypeVar("T")
 Lengths = tuple[int, ...]
 """Tokens of each document of a sample, in order."""
-
-
-class TokenSource(Protocol):
-    """Where tokens come from; :class:`bigtrain.data.samples.Samples` says what each method gives."""
-
-    sequence_length: int
-
-    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
-
-    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows: ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The samples of one dataset by position in the run: the whole state of reading is one integer."""
 
 import functools
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,16 @@ _FEW = 256
 """Numbers that Python compares sooner than numpy."""
 _BLOCK = 4096
 """Positions permuted at once: for the few of one step numpy's calls would cost more than the reading."""
+
+
+class TokenSource(Protocol):
+    """Where tokens come from; :class:`Samples` says what each method gives."""
+
+    sequence_length: int
+
+    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows: ...
 
 
 class Samples:

@@ -15,9 +15,10 @@ from rich.console import Console
 from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, parse_config, validate
-from bigtrain.data.loader import TokenSource, count_targets
+from bigtrain.data.loader import count_targets
 from bigtrain.data.order import permute
 from bigtrain.data.packing import Rows
+from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
