@@ -5,7 +5,7 @@ processes and another day make the same of the same sample. Tokens are whole num
 integer type; results have the type that was given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,23 @@ class FimSentinels(NamedTuple):
     prefix: int
     middle: int
     suffix: int
+
+
+_FIM_NAMES = ("<|fim_{}|>", "<fim_{}>", "<fim-{}>")
+"""As Qwen and OpenAI, StarCoder, and SantaCoder write them."""
+
+
+def fim_sentinels(special_tokens: Mapping[str, int]) -> FimSentinels:
+    """The sentinels among a tokenizer's special tokens, by their usual names. Raises DataError if there are none."""
+    for form in _FIM_NAMES:
+        names = [form.format(part) for part in FimSentinels._fields]
+        if all(name in special_tokens for name in names):
+            return FimSentinels(*(special_tokens[name] for name in names))
+    raise DataError(
+        "to fill in the middle the tokenizer needs three special tokens, named "
+        f"{', '.join(_FIM_NAMES[0].format(part) for part in FimSentinels._fields)}; "
+        f"train it with --special-token for each. It has {', '.join([*special_tokens][:20]) or 'none'}"
+    )
 
 
 def fill_in_the_middle(

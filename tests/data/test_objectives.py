@@ -15,6 +15,7 @@ from bigtrain.data.objectives import (
     FimSentinels,
     corrupt_spans,
     fill_in_the_middle,
+    fim_sentinels,
     mask_tokens,
     rng_at,
     span_corruption_lengths,
@@ -136,6 +137,13 @@ def test_all_cuts_are_equally_likely() -> None:
     expected = sum(seen.values()) / 91
     chi_squared = sum((count - expected) ** 2 / expected for count in seen.values())
     assert chi_squared < 90 + 5 * (2 * 90) ** 0.5
+
+
+def test_sentinels_are_found_by_name() -> None:
+    starcoder = {"<fim_suffix>": 3, "<fim_prefix>": 1, "<fim_middle>": 2, "<fim_pad>": 4}
+    assert fim_sentinels(starcoder) == FimSentinels(prefix=1, middle=2, suffix=3)
+    with pytest.raises(DataError, match=r"named <\|fim_prefix\|>.* It has </s>, <fim_prefix>"):
+        fim_sentinels({"</s>": 0, "<fim_prefix>": 1})
 
 
 # --- span corruption
