@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigtrain.data.fill import FillInTheMiddle, fim_sentinels
+from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.loader import micro_batches
+from bigtrain.data.objectives import fim_sentinels
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import Documents, open_dataset, write_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -36,7 +37,7 @@ def samples(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> S
 def test_documents_stay_where_they_are_and_lose_three_tokens_when_turned(
     samples: Samples, tokenizer: Tokenizer
 ) -> None:
-    prefix, middle, suffix = fim_sentinels(tokenizer)
+    prefix, middle, suffix = fim_sentinels(tokenizer.special_tokens)
     turned_samples = FillInTheMiddle(samples, tokenizer, seed=1, rate=0.7, spm_rate=0.5)
     plain, turned = samples.read(range(60), with_begins=True), turned_samples.read(range(60), with_begins=True)
     assert turned.begins == plain.begins
@@ -83,5 +84,5 @@ def test_a_sample_is_turned_the_same_for_whoever_reads_it(samples: Samples, toke
 
 
 def test_a_tokenizer_without_sentinels_is_told(samples: Samples, bpe: SentencePieceTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no sentinels for data\.fim_rate, such as <\|fim_prefix\|>"):
+    with pytest.raises(DataError, match=r"needs three special tokens, named .*fim_prefix"):
         FillInTheMiddle(samples, bpe, seed=1, rate=0.5, spm_rate=0.5)
