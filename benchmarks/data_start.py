@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from bigtrain.data.shards import Documents, write_dataset
-from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 SEQUENCE_LENGTH, BATCH = 2048, 8
 

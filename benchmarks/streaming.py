@@ -26,7 +26,8 @@ from s3fs import S3FileSystem
 from bigtrain.data.cache import Cache
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
-from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 SERVER = Path(__file__).parent.parent / "tests" / "checkpoint" / "s3_server.py"
 URL = "s3://benchmark/train"

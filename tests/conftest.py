@@ -53,8 +53,8 @@ def corpus() -> list[Path]:
 @pytest.fixture(scope="session")
 def tokenizer(corpus: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 512 pieces."""
-    from bigtrain.data.tokenizer import train_sentencepiece
     from bigtrain.prepare.text import read_documents
+    from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
     output = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train_sentencepiece(read_documents(corpus, pattern="*.py", max_bytes=500_000), output, 512)

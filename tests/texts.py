@@ -1,13 +1,13 @@
 """A corpus that is on every machine, and small tokenizers of both kinds trained on it."""
 
-import random
 import sysconfig
 from pathlib import Path
 
 import pytest
 import tokenizers
 
-from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 
 @pytest.fixture(scope="session")
@@ -54,17 +54,3 @@ def bpe(bpe_path: Path) -> SentencePieceTokenizer:
 @pytest.fixture(scope="session")
 def byte_level(json_path: Path) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(json_path)
-
-
-@pytest.fixture
-def corpus(sources: list[str], tmp_path: Path) -> Path:
-    """A folder of text files of very different lengths, two of them equal, and a `.jsonl`-free tree."""
-    root = tmp_path / "corpus"
-    cut = random.Random(0)
-    for number in range(60):
-        path = root / f"part{number % 3}" / f"{number:02d}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = sources[number % len(sources)]
-        start = cut.randrange(len(text) // 2)
-        path.write_text(text[start : start + cut.choice([40, 400, 4000])], encoding="utf-8", newline="")
-    return root

@@ -15,7 +15,8 @@ from rich.console import Console
 from bigtrain import __version__
 from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
-from bigtrain.cli.data import data_app, tokenizer_app
+from bigtrain.cli.data import data_app
+from bigtrain.cli.tokenizer import tokenizer_app
 from bigtrain.cli.verify import verify_layouts, verify_masks
 from bigtrain.errors import EXIT_USER_ERROR, UserError
 from bigtrain.training import faults

@@ -1,6 +1,5 @@
-"""`bigtrain data …` and `bigtrain tokenizer …`: make datasets and tokenizers, and look at them."""
+"""`bigtrain data …`: make datasets, and look at them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,40 +8,6 @@ import typer
 from bigtrain.cli.arguments import Exclude, Pattern, out
 
 data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
-
-
-class TokenizerType(StrEnum):
-    """Kinds of SentencePiece models."""
-
-    bpe = "bpe"
-    unigram = "unigram"
-
-
-@tokenizer_app.command("train")
-def tokenizer_train(
-    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text.")],
-    output: Annotated[Path, typer.Option(help="The SentencePiece model to write (.model).")],
-    vocab_size: Annotated[int, typer.Option(help="Pieces.")],
-    pattern: Pattern = "*",
-    exclude: Exclude = None,
-    model_type: Annotated[TokenizerType, typer.Option(help="Kind of model.")] = TokenizerType.bpe,
-    sample_megabytes: Annotated[float, typer.Option(help="Text to learn from, taken from all over it.")] = 8,
-    validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out.")] = 0.0,
-) -> None:
-    """Train a SentencePiece tokenizer."""
-    from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
-    from bigtrain.prepare.text import read_documents
-
-    texts = read_documents(
-        inputs,
-        pattern=pattern,
-        exclude=exclude or (),
-        max_bytes=int(sample_megabytes * 1e6),
-        held_out_fraction=validation_fraction,
-    )
-    train_sentencepiece(texts, output, vocab_size, model_type=model_type.value)
-    out.print(f"{output}: {load_tokenizer(output).vocab_size:,} pieces")
 
 
 @data_app.command("prepare")

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from bigtrain.config.reading import Layer, merge
-from bigtrain.config.reference import any_of, as_section, choices, in_yaml, options, takes
+from bigtrain.config.reference import any_of, as_section, choices, in_yaml, of_each, options, takes
 from bigtrain.config.schema import Config
 
 Location = tuple[int | str, ...]
@@ -55,10 +55,11 @@ def _line(error: ErrorDetails, tree: Any) -> tuple[Location, str]:
         return location, _unknown([str(part) for part in location])
     if kind == "invalid_key":
         return location, f"{'.'.join(map(str, location))} is not a name: a key is text"
-    path, field = _field(location)
+    place, field = _field(location)
+    path = [str(part) for part in place]
     if kind == "missing" and len(path) == len(location):
         return location, _missing(path, field)
-    return tuple(path), _wrong(path, field, _at(tree, tuple(path)), kind)
+    return tuple(place), _wrong(path, field, _at(tree, tuple(place)), kind)
 
 
 def _missing(path: Sequence[str], field: FieldInfo) -> str:
@@ -74,7 +75,7 @@ def _wrong(path: Sequence[str], field: FieldInfo, value: Any, kind: str) -> str:
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     if section := as_section(field):
         return f"{key} = {shown}: {key} is a section; give its keys, such as {key}.{next(iter(section.model_fields))}"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and get_origin(field.annotation) is not dict:
         return f"{key} is a value, not a section: it takes {takes(field)}"
     what = "a finite number" if kind == "finite_number" else takes(field)
     return f"{key} = {shown}: it takes {what}{_hint(value, field)}"
@@ -91,7 +92,7 @@ def _hint(value: Any, field: FieldInfo) -> str:
 def _unknown(location: Sequence[str]) -> str:
     *path, key = location
     name = ".".join(location)
-    known = [option.key for option in options()]
+    known = [option.key for option in options() if option.key.islower()]  # not those of a NAME
     if key in known:  # `parallel.tensor: 2` in a file
         section, _, option = key.rpartition(".")
         return f"unknown key {name}; dots are for the command line: write `{option}:` indented below `{section}:`"
@@ -113,15 +114,22 @@ def _unknown(location: Sequence[str]) -> str:
     return f"unknown key {name}; {'.'.join(path) or 'a configuration'} has {', '.join(own)}"
 
 
-def _field(location: Location) -> tuple[list[str], FieldInfo]:
+def _field(location: Location) -> tuple[list[int | str], FieldInfo]:
     """The option or section at or above `location`, with its path: an error may lie inside a list."""
     owner: type[BaseModel] = Config
-    path: list[str] = []
+    path: list[int | str] = []
     field: FieldInfo | None = None
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         field = owner.model_fields[str(part)]
-        path.append(str(part))
+        path.append(part)
         below = as_section(field)
+        if below is None and (below := of_each(field)):
+            name = next(parts, None)  # of one of several sections
+            if name is None or len(location) == len(path) + 1:
+                below = None
+            else:
+                path.append(name)
         if below is None:
             break
         owner = below
@@ -131,7 +139,10 @@ def _field(location: Location) -> tuple[list[str], FieldInfo]:
 
 def _section(path: Sequence[str]) -> type[BaseModel] | None:
     owner: type[BaseModel] | None = Config
-    for name in path:
+    names = iter(path)
+    for name in names:
         field = owner.model_fields.get(name) if owner else None
-        owner = as_section(field) if field else None
+        owner = as_section(field) or of_each(field) if field else None
+        if field and of_each(field):
+            next(names, None)
     return owner

@@ -34,13 +34,15 @@ class Option:
 
 
 def options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Option]:
-    """Every option below `section`, in the schema's order."""
+    """Every option below `section`, in the schema's order; of sections by name or in a list each once, as NAME or N."""
     for name, field in section.model_fields.items():
         if below := as_section(field):
             yield from options(below, f"{prefix}{name}.")
         else:
             default = None if field.is_required() else in_yaml(field.get_default(call_default_factory=True))
             yield Option(prefix + name, takes(field), default, " ".join((field.description or "").split()))
+            if each := of_each(field):
+                yield from options(each, f"{prefix}{name}.{'NAME' if get_origin(field.annotation) is dict else 'N'}.")
 
 
 def markdown() -> str:
@@ -58,6 +60,13 @@ def sections() -> Iterator[tuple[str, type[BaseModel]]]:
 def as_section(field: FieldInfo) -> type[BaseModel] | None:
     """The class of a field that holds a section; None for an option."""
     kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def of_each(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of the sections that a field holds several of, by name or in a list."""
+    parts = get_args(field.annotation)
+    kind = parts[-1] if parts and get_origin(field.annotation) in (dict, list) else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -93,6 +102,10 @@ def _words(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a list of {len(parts)}, each {_words(parts[0])}"
     if origin is list:
         return f"a list, each {_words(parts[0])}"
+    if origin is dict:
+        return f"names, each with {_words(parts[1])}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"a section with {any_of(list(kind.model_fields), 'and')}"
     # a Field inside an Annotated holds its constraints in a list
     constraints = [constraint for item in metadata for constraint in getattr(item, "metadata", [item])]
     bounds = [

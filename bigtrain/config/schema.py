@@ -110,7 +110,7 @@ class TokenizerConfig(Section):
     """The tokenizer; needed where text is made into tokens or back."""
 
     path: Text | None = None
-    """A SentencePiece model (`.model`) or a Hugging Face `tokenizer.json`; default: the copy that
+    """A SentencePiece model (`.model`), a Hugging Face `tokenizer.json` or a tiktoken file; default: the copy that
     lies in the dataset's folder. It must be the one that made the data."""
 
 

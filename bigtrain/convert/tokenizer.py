@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import import_protobuf
+from transformers.convert_slow_tokenizer import bytes_to_unicode, import_protobuf
 
 from bigtrain.config import ModelConfig
-from bigtrain.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from bigtrain.data.ranks import Definition
+from bigtrain.data.tokenizer import SentencePieceTokenizer, TiktokenTokenizer, Tokenizer
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
@@ -22,7 +24,10 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> 
         OSError: They cannot be written.
     """
     is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
-    backend = _from_sentencepiece(tokenizer.path) if is_sentencepiece else _from_json(tokenizer.path)
+    if isinstance(tokenizer, TiktokenTokenizer):
+        backend = _from_ranks(tokenizer.definition)
+    else:
+        backend = _from_sentencepiece(tokenizer.path) if is_sentencepiece else _from_json(tokenizer.path)
     end = backend.id_to_token(tokenizer.eos_id)
     exported = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -51,6 +56,35 @@ def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
         add_bos_token=False,
         add_eos_token=False,
     ).backend_tokenizer
+
+
+def _from_ranks(definition: Definition) -> tokenizers.Tokenizer:
+    """Byte-level BPE with every pair that makes a token as a merge, in the order of the ranks.
+
+    Where two pairs of one token overlap `tiktoken` takes the left one and `tokenizers` the one of lower ranks; tokens
+    that were learned by merging leave no text in which it matters, as far as is known.
+    """
+    letters = bytes_to_unicode()
+    ranks = definition.ranks
+    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    pairs = [
+        (rank, ranks[token[:cut]], ranks[token[cut:]], names[token[:cut]], names[token[cut:]])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    vocabulary = {**{names[token]: rank for token, rank in ranks.items()}, **definition.special_tokens}
+    merges = [pair[3:] for pair in sorted(pairs)]
+    found = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    found.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(definition.pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in definition.special_tokens])
+    return found
 
 
 def _from_json(path: Path) -> tokenizers.Tokenizer:

@@ -1,39 +1,31 @@
 """The tensors of one training step, and reading the next step's while this one trains."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from bigtrain.data.packing import Rows
+from bigtrain.data.samples import TokenSource
 
 T = TypeVar("T")
 Lengths = tuple[int, ...]
 """Tokens of each document of a sample, in order."""
 
 
-class TokenSource(Protocol):
-    """Where tokens come from; :class:`bigtrain.data.samples.Samples` says what each method gives."""
-
-    sequence_length: int
-
-    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
-
-    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows: ...
-
-
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the CPU; every tensor but `sources` is [sequences, sequence_length]."""
+    """One micro-batch on the CPU; every tensor but `sources` is [sequences, sequence_length]. They may share memory:
+    not to be written to."""
 
     input_ids: torch.Tensor
-    """int64."""
+    """Of the type that the dataset has; :class:`bigtrain.parallel.engine.Engine` makes it int64 on the device."""
     labels: torch.Tensor
-    """int64: the token after each input; shares its memory with `input_ids`."""
+    """The token after each input."""
     loss_mask: torch.Tensor
     """float32: 1 where the label counts, else 0."""
     position_ids: torch.Tensor
@@ -77,46 +69,82 @@ def micro_batches(
     """
     per_round = micro_batch_size * data_parallel_size
     assert global_batch_size % per_round == 0, "the configuration was validated"
-    offsets = np.arange(global_batch_size).reshape(-1, data_parallel_size, micro_batch_size)
     apart = packing in ("documents", "best_fit")
     masked = mask_document_boundaries or packing == "best_fit"
-    rows = samples.read(first_position + offsets[:, data_parallel_rank].ravel(), apart or masked)
-    tokens = torch.from_numpy(rows.tokens)
-    loss_mask = torch.ones((len(tokens), samples.sequence_length))
-    if masked and rows.starts is not None:
-        loss_mask[torch.from_numpy(rows.starts[:, 1:])] = 0
-    if rows.padding is not None:
-        loss_mask[torch.from_numpy(rows.padding[:, 1:])] = 0
-    documents: list[Lengths] | None = None
-    position_ids = torch.arange(samples.sequence_length).expand_as(loss_mask)
-    if apart and rows.starts is not None:
-        documents = [_document_lengths(row[:-1]) for row in rows.starts]
-        position_ids = torch.from_numpy(_positions_in_documents(rows.starts[:, :-1]))
-    sources = None if rows.sources is None else torch.from_numpy(rows.sources)
-    parts = [slice(first, first + micro_batch_size) for first in range(0, len(tokens), micro_batch_size)]
-    return [
-        Batch(
-            tokens[part, :-1],
-            tokens[part, 1:],
-            loss_mask[part],
-            position_ids[part],
-            None if documents is None else tuple(documents[part]),
-            None if sources is None else sources[part],
+    offsets = _offsets(global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size)
+    rows = samples.read(first_position + offsets, apart or masked)
+    loss_mask = _loss_mask(rows, masked)
+    lengths = [_document_lengths(begins, samples.sequence_length) for begins in rows.begins or ()] if apart else None
+    batches = []
+    for first in range(0, len(offsets), micro_batch_size):
+        part = slice(first, first + micro_batch_size)
+        mask, position_ids = _plain(micro_batch_size, samples.sequence_length)
+        if loss_mask is not None:
+            mask = torch.from_numpy(loss_mask[part])
+        if lengths is not None:
+            position_ids = _positions_in_documents(lengths[part], samples.sequence_length)
+        batches.append(
+            Batch(
+                torch.from_numpy(rows.tokens[part, :-1]),
+                torch.from_numpy(rows.tokens[part, 1:]),
+                mask,
+                position_ids,
+                None if lengths is None else tuple(lengths[part]),
+                None if rows.sources is None else torch.from_numpy(rows.sources[part]),
+            )
         )
-        for part in parts
-    ]
+    return batches
 
 
-def _document_lengths(starts: np.ndarray) -> Lengths:
-    """Tokens of each document of a sample, of which `starts` [sequence_length] says where one begins."""
-    borders = np.flatnonzero(starts[1:]) + 1
-    return tuple(np.diff(borders, prepend=0, append=len(starts)).tolist())
+def _loss_mask(rows: Rows, first_tokens: bool) -> np.ndarray | None:
+    """float32 [n, L]: 0 at padding and, if `first_tokens`, at the first of a document; None: 1 everywhere."""
+    if not first_tokens and rows.padding is None:
+        return None
+    mask = np.ones((len(rows.tokens), rows.tokens.shape[1] - 1), dtype=np.float32)
+    if first_tokens:
+        for row, begins in zip(mask, rows.begins or (), strict=True):
+            row[[begin - 1 for begin in begins if begin]] = 0
+    if rows.padding is not None:
+        mask[rows.padding[:, 1:]] = 0
+    return mask
 
 
-def _positions_in_documents(starts: np.ndarray) -> np.ndarray:
-    """How far each token is from the last begin of a document, or from the sample's: int64 of the shape of `starts`."""
-    places = np.arange(starts.shape[1])
-    return places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+@functools.lru_cache(maxsize=8)
+def _offsets(global_batch_size: int, micro_batch_size: int, rank: int, size: int) -> np.ndarray:
+    """Of a rank's positions from a step's first."""
+    return np.arange(global_batch_size).reshape(-1, size, micro_batch_size)[:, rank].ravel()
+
+
+_counting = functools.lru_cache(maxsize=8)(np.arange)
+
+
+@functools.lru_cache(maxsize=8)
+def _plain(sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss mask and positions where there is nothing to mask and no border; shared by all batches."""
+    return torch.ones((1, 1)).expand(sequences, length), torch.arange(length).expand(sequences, length)
+
+
+def _document_lengths(begins: Sequence[int], length: int) -> Lengths:
+    """Tokens of each document of a sample of `length` tokens."""
+    lengths, before = [], 0
+    for begin in begins:
+        if 0 < begin < length:
+            lengths.append(begin - before)
+            before = begin
+    lengths.append(length - before)
+    return tuple(lengths)
+
+
+def _positions_in_documents(lengths: Sequence[Lengths], length: int) -> torch.Tensor:
+    """How far each token is from the first of its document: int64 [sequences, length]."""
+    counting = _counting(length)
+    positions = np.empty((len(lengths), length), dtype=np.int64)
+    for row, of_documents in zip(positions, lengths, strict=True):
+        begin = 0
+        for count in of_documents:
+            row[begin : begin + count] = counting[:count]
+            begin += count
+    return torch.from_numpy(positions)
 
 
 def count_targets(batches: Iterable[Batch]) -> int:

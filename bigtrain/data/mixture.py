@@ -78,20 +78,20 @@ class Mixture:
             ids[here] = self._offsets[source] + self._sources[source].sample_ids(numbers[here])
         return ids
 
-    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows:
         """As :meth:`Samples.read`, and the source of each sample."""
         sources, numbers = self.locate(positions)
         shape = len(numbers), self.sequence_length + 1
-        tokens = np.empty(shape, dtype=np.int64)
-        starts = np.zeros(shape, dtype=bool) if with_starts else None
+        tokens = np.empty(shape, dtype=self._sources[0].dataset.dtype)
+        begins: list[list[int]] = [[]] * len(numbers)
         padding: np.ndarray | None = None
         for source in set(sources.tolist()):
             here = sources == source
-            rows = self._sources[source].read(numbers[here], with_starts)
+            rows = self._sources[source].read(numbers[here], with_begins)
             tokens[here] = rows.tokens
-            if starts is not None:
-                starts[here] = rows.starts
+            for place, found in zip(np.flatnonzero(here).tolist(), rows.begins or (), strict=with_begins):
+                begins[place] = found
             if rows.padding is not None:
                 padding = np.zeros(shape, dtype=bool) if padding is None else padding
                 padding[here] = rows.padding
-        return Rows(tokens, starts, padding, sources)
+        return Rows(tokens, begins if with_begins else None, padding, sources)

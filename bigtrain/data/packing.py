@@ -8,6 +8,7 @@ import functools
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +24,10 @@ class Rows:
     """Samples, as [n, L + 1] arrays."""
 
     tokens: np.ndarray
-    """int64."""
-    starts: np.ndarray | None = None
-    """bool: where a document, or a part of one, begins; None where it was not asked for."""
+    """The dataset's dtype."""
+    begins: list[list[int]] | None = None
+    """Of each sample the places where a document, or a part of one, begins, in order; that at 0 may be left out. None
+    where it was not asked for."""
     padding: np.ndarray | None = None
     """bool: what is no token of a document; None: nothing."""
     sources: np.ndarray | None = None
@@ -41,7 +43,7 @@ class Cut(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+    def read(self, numbers: Sequence[int], with_begins: bool = False) -> Rows:
         """Those of these numbers. Raises DataError: a shard is damaged."""
 
     def extent(self, number: int) -> list[tuple[int, int]]:
@@ -64,14 +66,13 @@ class Windows:
     def __len__(self) -> int:
         return max(self.dataset.tokens - 1, 0) // self.sequence_length
 
-    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
+    def read(self, numbers: Sequence[int], with_begins: bool = False) -> Rows:
         length = self.sequence_length
-        begins = [number * length for number in numbers]
-        tokens = self.dataset.read_many(begins, length + 1)
-        if not with_starts:
+        firsts = [number * length for number in numbers]
+        tokens = self.dataset.read_many(firsts, length + 1)
+        if not with_begins:
             return Rows(tokens)
-        starts = [self.dataset.document_starts(begin, length + 1) for begin in begins]
-        return Rows(tokens, np.stack(starts))
+        return Rows(tokens, [self.dataset.document_begins(first, length + 1) for first in firsts])
 
     def extent(self, number: int) -> list[tuple[int, int]]:
         return [(number * self.sequence_length, self.sequence_length + 1)]
@@ -92,40 +93,40 @@ class BestFit:
     def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
         self.dataset = dataset
         self.sequence_length = sequence_length
-        self._packed = functools.lru_cache(maxsize=64)(self._pack)
+        self._packed = functools.lru_cache(maxsize=1024)(self._pack)
 
     def __len__(self) -> int:
         return self.dataset.tokens // (self.sequence_length + 1)
 
-    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
-        tokens = np.empty((len(numbers), self.sequence_length + 1), dtype=np.int64)
-        starts = np.zeros(tokens.shape, dtype=bool)
-        for row, begins, number in zip(tokens, starts, numbers, strict=True):
-            filled = 0
+    def read(self, numbers: Sequence[int], with_begins: bool = False) -> Rows:
+        tokens = np.empty((len(numbers), self.sequence_length + 1), dtype=self.dataset.dtype)
+        begins: list[list[int]] = []
+        for row, number in zip(tokens, numbers, strict=True):
+            filled, places = 0, []
             for begin, length in self.extent(number):
                 row[filled : filled + length] = self.dataset.read(begin, length)
-                begins[filled] = True
+                places.append(filled)
                 filled += length
-        return Rows(tokens, starts if with_starts else None)
+            begins.append(places)
+        return Rows(tokens, begins if with_begins else None)
 
     def extent(self, number: int) -> list[tuple[int, int]]:
-        return self._packed(number // BINS)[number % BINS]
+        return self._packed(number // BINS)[number % BINS].tolist()
 
     def tokens_left_out(self) -> int:
         return self.dataset.tokens - len(self) * (self.sequence_length + 1)
 
-    def _pack(self, stretch: int) -> list[list[tuple[int, int]]]:
+    def _pack(self, stretch: int) -> list[np.ndarray]:
+        """The extents of its samples, int64 [pieces, 2] each: small enough to be kept for many stretches."""
         capacity = self.sequence_length + 1
         bins = min(BINS, len(self) - stretch * BINS)
         first = stretch * BINS * capacity
-        borders = np.flatnonzero(self.dataset.document_starts(first, bins * capacity)).tolist()
-        if not borders or borders[0]:
-            borders.insert(0, 0)  # the rest of a document that began before
-        lengths = np.diff([*borders, bins * capacity]).tolist()
-        return [
-            [(first + begin, length) for begin, length in sorted(pieces)]
-            for pieces in best_fit(zip(borders, lengths, strict=True), bins, capacity)
-        ]
+        begins = self.dataset.document_begins(first, bins * capacity)
+        if not begins or begins[0]:
+            begins.insert(0, 0)  # the rest of a document that began before
+        lengths = [end - begin for begin, end in pairwise([*begins, bins * capacity])]
+        packed = best_fit(zip(begins, lengths, strict=True), bins, capacity)
+        return [np.array(sorted(pieces)) + np.array([first, 0]) for pieces in packed]
 
 
 def best_fit(documents: "zip[tuple[int, int]]", bins: int, capacity: int) -> list[list[tuple[int, int]]]:
@@ -174,18 +175,15 @@ class Padded:
     def __len__(self) -> int:
         return self.dataset.documents
 
-    def read(self, numbers: Sequence[int], with_starts: bool = False) -> Rows:
-        tokens = np.full((len(numbers), self.sequence_length + 1), self.dataset.manifest.tokenizer.eos_id, np.int64)
+    def read(self, numbers: Sequence[int], with_begins: bool = False) -> Rows:
+        shape = len(numbers), self.sequence_length + 1
+        tokens = np.full(shape, self.dataset.manifest.tokenizer.eos_id, self.dataset.dtype)
         padding = np.ones(tokens.shape, dtype=bool)
         for row, pad, number in zip(tokens, padding, numbers, strict=True):
             document = self.dataset.document(number).tokens[: len(row)]
             row[: len(document)] = document
             pad[: len(document)] = False
-        starts = None
-        if with_starts:
-            starts = np.zeros(tokens.shape, dtype=bool)
-            starts[:, 0] = True
-        return Rows(tokens, starts, padding)
+        return Rows(tokens, [[0]] * len(tokens) if with_begins else None, padding)
 
     def extent(self, number: int) -> list[tuple[int, int]]:
         begin, length = self.dataset.document_span(number)

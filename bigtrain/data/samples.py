@@ -1,6 +1,7 @@
 """The samples of one dataset by position in the run: the whole state of reading is one integer."""
 
 import functools
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,8 +11,20 @@ from bigtrain.data.packing import CUTS, Rows
 from bigtrain.data.shards import TokenDataset
 from bigtrain.errors import DataError
 
+_FEW = 256
+"""Numbers that Python compares sooner than numpy."""
 _BLOCK = 4096
 """Positions permuted at once: for the few of one step numpy's calls would cost more than the reading."""
+
+
+class TokenSource(Protocol):
+    """Where tokens come from; :class:`Samples` says what each method gives."""
+
+    sequence_length: int
+
+    def sample_ids(self, positions: ArrayLike) -> np.ndarray: ...
+
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows: ...
 
 
 class Samples:
@@ -64,7 +77,14 @@ class Samples:
 
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
         """The numbers of the samples at `positions` (whole numbers >= 0, any epoch): int64, of the same shape."""
-        epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), self._size)
+        given = np.asarray(positions, dtype=np.int64)
+        if self.shuffle and given.ndim == 1 and 0 < len(given) <= _FEW:  # quick where all lie in one block, as usual
+            numbers = given.tolist()
+            epoch, first = divmod(numbers[0], self._size)
+            low = numbers[0] - first % _BLOCK
+            if min(numbers) >= low and max(numbers) < min(low + _BLOCK, (epoch + 1) * self._size):
+                return self._block(epoch, first // _BLOCK)[given - low]
+        epochs, within = np.divmod(given, self._size)
         if not self.shuffle:
             return within
         blocks = within // _BLOCK
@@ -74,13 +94,13 @@ class Samples:
             ids[chosen] = self._block(epoch, block)[within[chosen] - block * _BLOCK]
         return ids
 
-    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows:
         """The samples at `positions` [n].
 
         Raises:
             DataError: a shard is damaged.
         """
-        return self.cut.read(self.sample_ids(positions).tolist(), with_starts)
+        return self.cut.read(self.sample_ids(positions).tolist(), with_begins)
 
     def _permute_block(self, epoch: int, block: int) -> np.ndarray:
         first = block * _BLOCK

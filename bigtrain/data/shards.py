@@ -54,6 +54,9 @@ LOOKED_AT = 10_000
 """Shards up to which their sizes are asked for at the start: a file system that spans a cluster answers a few
 thousand such questions a second, and every process asks."""
 
+_NEAR = 32
+"""Documents that a window seldom has more of."""
+
 _OPEN_SHARDS = 256
 """Maps kept open by a dataset; each holds a file descriptor, of which a process often has 1,024."""
 
@@ -249,13 +252,17 @@ class TokenDataset:
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
     def read_many(self, starts: Sequence[int], length: int) -> np.ndarray:
-        """Windows of `length` tokens at `starts` [n]: int64 [n, length]. Raises as `read`."""
-        tokens = np.empty((len(starts), length), dtype=np.int64)
-        for row, start in zip(tokens, starts, strict=True):
-            number = bisect_right(self._token_starts, start) - 1
-            shard, first = self._shard(number), start - self._token_starts[number]
-            window = shard.tokens[first : first + length]
-            row[:] = window if len(window) == length else self.read(start, length)
+        """Windows of `length` tokens at `starts` [n]: [n, length], in the dataset's dtype. Raises as `read`."""
+        tokens = np.empty((len(starts), length), dtype=self.dtype)
+        borders, shard_of = self._token_starts, self._shard
+        for row, start in enumerate(starts):
+            number = bisect_right(borders, start) - 1
+            first = start - borders[number]
+            last = first + length
+            if start + length <= borders[number + 1]:
+                tokens[row] = shard_of(number).tokens[first:last]
+            else:
+                tokens[row] = self.read(start, length)
         return tokens
 
     def document_starts(self, start: int, length: int) -> np.ndarray:
@@ -276,6 +283,26 @@ class TokenDataset:
         shard, row = self._shard(number), index - self._document_starts[number]
         tokens = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
         return Document(tokens, shard.sources[row].as_py(), shard.positions[row].as_py())
+
+    def document_begins(self, start: int, length: int) -> list[int]:
+        """Where in that window documents begin: places from its first token, in order. Raises as `read`."""
+        number = bisect_right(self._token_starts, start) - 1
+        origin = start - self._token_starts[number]
+        if start + length <= self._token_starts[number + 1]:  # as most do
+            offsets = self._shard(number).offsets[:-1]
+            low = bisect_left(offsets, origin)
+            near = offsets[low : low + _NEAR].tolist()
+            high = low + bisect_left(near, origin + length)
+            if high == low + _NEAR:
+                return (offsets[low : bisect_left(offsets, origin + length)] - origin).tolist()
+            return [offset - origin for offset in near[: high - low]]
+        begins: list[int] = []
+        origin = start  # of what is not yet looked at
+        for shard, first, last in self._parts(start, length):
+            low, high = shard.offsets[:-1].searchsorted((first, last)).tolist()
+            begins += (shard.offsets[low:high] + (origin - start - first)).tolist()
+            origin += last - first
+        return begins
 
     def document_span(self, index: int) -> tuple[int, int]:
         """Where document number `index` lies in the stream: (first token, how many). Raises as `document`."""

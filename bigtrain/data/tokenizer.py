@@ -1,32 +1,25 @@
-"""One interface over SentencePiece models and Hugging Face `tokenizer.json` files; training of the former.
+"""One interface over SentencePiece models, Hugging Face `tokenizer.json` and tiktoken's rank files.
 
 `encode` gives the ids of the text and nothing more: no `<s>`, no `</s>`, and what looks like a special
-token in the text is text (a document that spells `</s>` cannot forge a document's end).
-
-A SentencePiece model trained here gives every text back exactly, with one exception that SentencePiece
-itself makes: U+2581 `▁` is its sign for a space, so a `▁` in the text comes back as a space.
+token in the text is text (a document that spells `</s>` cannot forge a document's end). The ids of special
+tokens are had by name, from `special_tokens`. `docs/tokenizers.md` says which kinds give every text back.
 """
 
 import hashlib
-import io
 import json
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
 
+from bigtrain.data import ranks
 from bigtrain.errors import DataError
 
-_END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]")
+_END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 """What known tokenizers call it, looked for in this order where no `tokenizer_config.json` names it."""
-
-_BLOCK_CHARACTERS = 4096
-_TRAINING_THREADS = 4
-"""A constant, not the machine's core count: the unigram trainer sums its threads' shares in floats."""
 
 
 class Tokenizer(Protocol):
@@ -35,11 +28,13 @@ class Tokenizer(Protocol):
     path: Path
     """The file it was read from."""
     fingerprint: str
-    """SHA-256 of that file, in hexadecimal: equal fingerprints, equal ids."""
+    """SHA-256 of the copy that `copy_tokenizer` makes, in hexadecimal: equal fingerprints, equal ids."""
     vocab_size: int
     """Every id is below it."""
     eos_id: int
     """The token that ends every document of a dataset."""
+    special_tokens: dict[str, int]
+    """The ids of tokens that stand for no text, by name: ends, masks, sentinels, markers of a chat."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens."""
@@ -66,6 +61,10 @@ class SentencePieceTokenizer:
         self.eos_id: int = self._processor.eos_id()
         if self.eos_id < 0:
             raise DataError(f"{path}: has no end-of-sentence piece, and every document must end with one")
+        ids = list(range(self.vocab_size))
+        kinds = zip(self._processor.is_control(ids), self._processor.is_unknown(ids), strict=True)
+        special = [i for i, kind in enumerate(kinds) if any(kind)]
+        self.special_tokens: dict[str, int] = {self._processor.id_to_piece(i): i for i in special}
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -93,7 +92,9 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = True  # their spelling in a text is text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
-        self.eos_id = _find_eos(path, vocabulary)
+        self.eos_id = _find_eos(path, vocabulary, ranks.eos_token(_read_config(path)))
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self.special_tokens: dict[str, int] = {token.content: i for i, token in added}
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -105,24 +106,64 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
+class TiktokenTokenizer:
+    """Ranks for the `tiktoken` package, with what a rank file does not say; see :mod:`bigtrain.data.ranks`.
+
+    Read from a rank file and the `tokenizer_config.json` beside it, or from the one file in which
+    `copy_tokenizer` puts both. See :class:`Tokenizer`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = _read(path)
+        if path.name.endswith(ranks.WHOLE):
+            self.definition = ranks.parse_whole(path, content)
+        else:
+            self.definition = ranks.parse(path, content, _read_config(path))
+            content = self.definition.whole()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self._encoding = self.definition.encoding()
+        self.vocab_size: int = self._encoding.max_token_value + 1
+        self.special_tokens = self.definition.special_tokens
+        self.eos_id = _find_eos(path, self.special_tokens, self.definition.eos_token)
+
+    def encode(self, text: str) -> list[int]:
+        return [i for part in ranks.encodable(text) for i in self._encoding.encode_ordinary(part)]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode([int(i) for i in ids])
+
+
+_NAMES = ("tokenizer.json", "tokenizer.model", f"tokenizer{ranks.WHOLE}")
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a file, or in a folder that holds `tokenizer.json` or else `tokenizer.model`.
+    """The tokenizer in a file, or in a folder that holds `tokenizer.json`, `tokenizer.model` or one `*.tiktoken`.
 
     Raises:
         DataError: nothing there, not a tokenizer, or without a token that ends a document.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        found = [path / name for name in _NAMES if (path / name).is_file()] or sorted(path.glob("*.tiktoken"))
         if not found:
-            raise DataError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+            raise DataError(f"{path}: holds neither tokenizer.json nor tokenizer.model nor a .tiktoken file")
         path = found[0]
+    if path.name.endswith(ranks.WHOLE) or ranks.are_in(path):
+        return TiktokenTokenizer(path)
     return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     """Copy the tokenizer's file, and the `tokenizer_config.json` beside it that may name its
     end-of-document token, into `folder`, where `load_tokenizer(folder)` finds it. Returns the file's name there."""
+    if isinstance(tokenizer, TiktokenTokenizer):
+        name = f"tokenizer{ranks.WHOLE}"
+        (folder / name).write_bytes(tokenizer.definition.whole())
+        return name
     is_json = isinstance(tokenizer, HuggingFaceTokenizer)
     name = "tokenizer.json" if is_json else "tokenizer.model"
     shutil.copyfile(tokenizer.path, folder / name)
@@ -132,96 +173,26 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     return name
 
 
-def train_sentencepiece(
-    texts: Iterable[str],
-    output: str | Path,
-    vocab_size: int,
-    model_type: Literal["bpe", "unigram"] = "bpe",
-    character_coverage: float = 0.9995,
-) -> Path:
-    """Train a SentencePiece model on `texts` and write it to the file `output`; returns that path.
-
-    Nothing is normalised: spaces, tabs and line ends are kept, digits stand alone, and a character that is
-    not in the vocabulary becomes its UTF-8 bytes, so that `decode(encode(text)) == text`. Ids: `<unk>` 0,
-    `<s>` 1, `</s>` 2, then the 256 bytes. The same texts give the same file, on any machine.
-
-    "bpe" is the type whose ids the Hugging Face tokenizer made from it reproduces exactly; that of
-    "unigram" breaks ties between equally likely segmentations otherwise.
-
-    Raises:
-        DataError: the texts are too few for `vocab_size`, it is too small for their characters, or
-            `output` cannot be written.
-    """
-    model = io.BytesIO()
+def _read_config(path: Path) -> dict[str, Any]:
+    """The `tokenizer_config.json` beside `path`; empty if there is none."""
+    file = path.with_name("tokenizer_config.json")
+    if not file.is_file():
+        return {}
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_blocks(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            add_dummy_prefix=False,
-            split_digits=True,
-            byte_fallback=True,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            max_sentence_length=2 * _BLOCK_CHARACTERS * 4,  # bytes; a longer one would be left out silently
-            num_threads=_TRAINING_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise DataError(_training_failure(vocab_size, str(error))) from error
-    output = Path(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(model.getvalue())
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error.strerror})") from error
-    return output
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file}: not a JSON object ({error})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{file}: not a JSON object")
+    return config
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts in blocks of whole lines: SentencePiece trains on "sentences" of bounded length."""
-    for text in texts:
-        block = ""
-        for line in text.splitlines(keepends=True):
-            for start in range(0, len(line), _BLOCK_CHARACTERS):
-                block += line[start : start + _BLOCK_CHARACTERS]
-                if len(block) >= _BLOCK_CHARACTERS:
-                    yield block
-                    block = ""
-        if block:
-            yield block
-
-
-def _training_failure(vocab_size: int, reason: str) -> str:
-    if match := re.search(r"set it to a value <= (\d+)", reason):
-        return f"vocab_size {vocab_size} is too large for the text given; it yields at most {match[1]} pieces"
-    if match := re.search(r"required_chars\. \d+ vs (\d+)", reason):
-        return f"vocab_size {vocab_size} is too small: the bytes and the text's characters alone need {match[1]}"
-    if "sentences_.empty()" in reason:
-        return "the tokenizer cannot be trained: no text was given"
-    return f"the tokenizer cannot be trained with vocab_size {vocab_size}: {reason}"
-
-
-def _find_eos(path: Path, vocabulary: dict[str, int]) -> int:
-    config = path.with_name("tokenizer_config.json")
-    if config.is_file():
-        try:
-            token = json.loads(config.read_bytes()).get("eos_token")
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{config}: not a JSON object ({error})") from error
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token is not None:
-            if token not in vocabulary:
-                raise DataError(f"{config}: eos_token {token!r} is not in the vocabulary of {path.name}")
-            return vocabulary[token]
+def _find_eos(path: Path, vocabulary: dict[str, int], named: str | None) -> int:
+    if named is not None:
+        if named not in vocabulary:
+            config = path.with_name("tokenizer_config.json")
+            raise DataError(f"{config}: eos_token {named!r} is not in the vocabulary of {path.name}")
+        return vocabulary[named]
     for token in _END_OF_DOCUMENT:
         if token in vocabulary:
             return vocabulary[token]

@@ -296,8 +296,8 @@ def _on_device(batch: Batch, layout: Layout) -> Batch:
         return part.to(compat.device(), non_blocking=True)
 
     return Batch(
-        here(batch.input_ids),
-        here(batch.labels),
+        here(batch.input_ids).long(),  # on the device: what travels is as small as on disk
+        here(batch.labels).long(),
         here(batch.loss_mask),
         here(batch.position_ids),
         batch.documents,

@@ -9,9 +9,10 @@ from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.config import Config
+from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
 from bigtrain.data.mixture import Mixture
-from bigtrain.data.samples import Samples
+from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
 from bigtrain.data.tokenizer import load_tokenizer
@@ -24,6 +25,9 @@ class Inputs:
     """What a run reads."""
 
     train: Samples | Mixture
+    """The samples by position."""
+    reads: TokenSource
+    """The same, as the run's objective makes them."""
     validation: Samples | None
     checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
@@ -49,7 +53,7 @@ def open_inputs(config: Config) -> Inputs:
         packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
         validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
     identity = _identity(config, train)
-    return Inputs(train, validation, checkpoint_to_resume(config, identity), identity)
+    return Inputs(train, _with_objective(config, train), validation, checkpoint_to_resume(config, identity), identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:
@@ -67,6 +71,15 @@ def open_train(config: Config) -> Samples | Mixture:
     for name, samples in others:
         _check_same_tokenizer(samples.dataset, f"data.sources.{name}.path", first.dataset, f"data.sources.{first_name}")
     return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
+
+
+def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource:
+    data = config.data
+    if not data.fim_rate:
+        return train
+    tokenizer = first_source(train).dataset.load_tokenizer()
+    seed = config.training.seed
+    return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
 
 
 def _samples(config: Config, key: str, path: str) -> Samples:

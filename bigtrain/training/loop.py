@@ -11,8 +11,9 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, TokenSource, count_targets, counts_every_token, micro_batches, prefetch
+from bigtrain.data.loader import Batch, count_targets, counts_every_token, micro_batches, prefetch
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
@@ -120,7 +121,7 @@ def _batches(run: Run) -> Any:
     sequences = run.config.training.global_batch_size
     left = run.config.training.steps - run.state.step
     positions = range(run.state.position, run.state.position + left * sequences, sequences)
-    return prefetch(batch_reader(run.config, run.layout, run.inputs.train), positions)
+    return prefetch(batch_reader(run.config, run.layout, run.inputs.reads), positions)
 
 
 def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callable[[int], list[Batch]]:

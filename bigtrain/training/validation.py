@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from bigtrain.config import Config
@@ -50,8 +50,9 @@ def _batches(engine: Engine, config: Config, samples: Samples, first: int, count
         data_parallel_size=layout.data,
         packing=samples.packing,
     )
+    kept = []
     for index, batch in enumerate(batches):
         position = first + (index * layout.data + layout.data_rank) * training.micro_batch_size
-        beyond = torch.from_numpy(np.arange(position, position + training.micro_batch_size) >= count)
-        batch.loss_mask[beyond] = 0
-    return batches
+        counts = torch.arange(position, position + training.micro_batch_size) < count
+        kept.append(replace(batch, loss_mask=batch.loss_mask * counts[:, None]))
+    return kept

@@ -15,9 +15,10 @@ from rich.console import Console
 from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, parse_config, validate
-from bigtrain.data.loader import TokenSource, count_targets
+from bigtrain.data.loader import count_targets
 from bigtrain.data.order import permute
 from bigtrain.data.packing import Rows
+from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
@@ -43,11 +44,11 @@ class DrawnSamples:
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
         return permute(np.asarray(positions) % DRAWN_SAMPLES, DRAWN_SAMPLES, self._seed, 0)
 
-    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows:
         """As `data.samples.Samples.read`; a token's probability falls with its number, as words' do, and token 0
         begins a document."""
         tokens = np.stack([self._draw(int(number)) for number in self.sample_ids(positions)])
-        return Rows(tokens, tokens == 0 if with_starts else None)
+        return Rows(tokens, [np.flatnonzero(row == 0).tolist() for row in tokens] if with_begins else None)
 
     def _draw(self, number: int) -> np.ndarray:
         uniform = np.random.default_rng((self._seed, number)).random(self.sequence_length + 1)
@@ -66,10 +67,10 @@ class Witness:
     def sample_ids(self, positions: ArrayLike) -> np.ndarray:
         return self._samples.sample_ids(positions)
 
-    def read(self, positions: ArrayLike, with_starts: bool = False) -> Rows:
+    def read(self, positions: ArrayLike, with_begins: bool = False) -> Rows:
         ids = self.sample_ids(positions)
         self.seen |= dict(zip(np.asarray(positions).tolist(), ids.tolist(), strict=True))
-        return self._samples.read(positions, with_starts)
+        return self._samples.read(positions, with_begins)
 
 
 def run_leg(leg: Leg) -> Outcome:

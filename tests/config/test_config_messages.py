@@ -185,3 +185,25 @@ def test_without_a_file_no_source_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"model": {"hidden_size": "wide"}})
     assert "model.hidden_size = 'wide': it takes a whole number above 0" in str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.sources.mail.weight=heavy", "data.sources.mail.weight = 'heavy': it takes a number above 0 or null"),
+        ("data.sources.mail.wieght=3", "unknown key data.sources.mail.wieght; did you mean data.sources.mail.weight?"),
+        ("data.sources.mail.weight=3.0", "data.sources.mail.path is missing (non-empty text)"),
+        ("data.sources=[a]", 'data.sources = ["a"]: it takes names, each with a section with path, weight, tokens'),
+        ("data.stages=[{stp: 5}]", "unknown key data.stages.0.stp; did you mean data.stages.0.step?"),
+        ("data.stages=[{step: 5}]", "data.stages.0.weights is missing (names, each with a number at least 0)"),
+        ("data.stages=7", "data.stages = 7: it takes a list, each a section with step, share and weights"),
+        (
+            "data.stages=[{step: 5, weights: {mail: x}}]",
+            'data.stages.0.weights = {"mail": "x"}: it takes names, each with a number at least 0',
+        ),
+    ],
+)
+def test_sections_by_name_and_in_lists(sound: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        load_config(sound, [word])
+    assert message in str(told.value)

@@ -9,7 +9,7 @@ import yaml
 from random_models import LIBRARY, megatron_weights, model_section, write_checkpoint
 from transformers import LlamaForCausalLM
 
-from bigtrain.data.tokenizer import train_sentencepiece
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 
 @pytest.fixture(scope="session")

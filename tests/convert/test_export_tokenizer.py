@@ -1,5 +1,7 @@
 """Exported tokenizers against the tokenizers that made the data."""
 
+import base64
+import json
 import shutil
 from pathlib import Path
 
@@ -10,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_models import LIBRARY
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from bigtrain.config import ModelConfig
 from bigtrain.convert.tokenizer import export_tokenizer
-from bigtrain.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from bigtrain.data.ranks import ENCODINGS
+from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.prepare.train_tokenizer import train_byte_level, train_sentencepiece
 
 TEXTS = [(LIBRARY / f"{name}.py").read_text(encoding="utf-8")[:20_000] for name in ("argparse", "ast", "heapq", "csv")]
 AWKWARD = ["", "\n", " ", "  a\tb  ", "<s>a</s><unk><0x0A><|endoftext|>[BOS]", "naïve café", "日本語", "😀👩‍👩‍👧"]
@@ -57,7 +62,20 @@ def own(folder: Path) -> Path:
     return train_sentencepiece(TEXTS, folder / "tokenizer.model", 600)
 
 
-@pytest.fixture(scope="module", params=[own, with_dummy_prefix, byte_level], ids=lambda make: make.__name__)
+def ranks(folder: Path) -> Path:
+    """A tiktoken file with a gap before its special tokens, as GPT-4's has."""
+    trained = json.loads(train_byte_level(TEXTS, folder / "trained", 600).read_text())["model"]["vocab"]
+    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokens = {bytes(bytes_of[letter] for letter in piece): rank for piece, rank in trained.items()}
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in tokens.items()]
+    (folder / "own.tiktoken").write_bytes(b"".join(lines))
+    special = {"<|endoftext|>": 650, "<|pad|>": 652}
+    config = {"pattern": ENCODINGS["cl100k_base"][0], "special_tokens": special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder / "own.tiktoken"
+
+
+@pytest.fixture(scope="module", params=[own, with_dummy_prefix, byte_level, ranks], ids=lambda make: make.__name__)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, PreTrainedTokenizerFast]:

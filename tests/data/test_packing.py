@@ -65,14 +65,17 @@ def test_every_token_is_in_one_sample_and_few_documents_are_cut(make: Make) -> N
     dataset = make(np.minimum(generator.geometric(1 / 40, 1500) + 1, 400).tolist())
     cut = BestFit(dataset, 63)
     stream = np.concatenate(documents(dataset))
-    rows = cut.read(range(len(cut)), with_starts=True)
-    assert rows.starts is not None
-    assert rows.starts[:, 0].all()
+    rows = cut.read(range(len(cut)), with_begins=True)
+    assert rows.begins is not None
+    starts = np.zeros(rows.tokens.shape, dtype=bool)
+    for row, begins in zip(starts, rows.begins, strict=True):
+        row[begins] = True
+    assert starts[:, 0].all()
     places = np.concatenate([np.arange(b, b + n) for number in range(len(cut)) for b, n in cut.extent(number)])
     np.testing.assert_array_equal(rows.tokens.ravel(), stream[places])
     assert len(np.unique(places)) == len(places) == len(stream) - cut.tokens_left_out()
     assert cut.tokens_left_out() < 64
-    borders = np.flatnonzero(rows.starts.ravel())
+    borders = np.flatnonzero(starts.ravel())
     assert set(np.cumsum([0, *map(len, documents(dataset))])[:-1].tolist()) - set(places[borders].tolist()) <= set(
         range(places.max() + 1, len(stream))
     ), "every document's begin is marked"

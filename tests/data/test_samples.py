@@ -48,10 +48,13 @@ def test_windows_tile_the_stream(dataset: TokenDataset, documents: list[list[int
     begins = np.concatenate([[True] + [False] * (len(document) - 1) for document in documents])
     samples = Samples(dataset, length, shuffle=False)
     assert len(samples) == (TOKENS - 1) // length
-    rows = samples.read(range(len(samples)), with_starts=True)
-    tokens, starts = rows.tokens, rows.starts
-    assert starts is not None
-    assert (tokens.dtype, tokens.shape) == (np.int64, (len(samples), length + 1))
+    rows = samples.read(range(len(samples)), with_begins=True)
+    assert rows.begins is not None
+    tokens = rows.tokens
+    starts = np.zeros(tokens.shape, dtype=bool)
+    for row, places in zip(starts, rows.begins, strict=True):
+        row[places] = True
+    assert (tokens.dtype, tokens.shape) == (np.uint16, (len(samples), length + 1))
     assert (starts.dtype, starts.shape) == (np.bool_, tokens.shape)
     for number in range(len(samples)):
         np.testing.assert_array_equal(tokens[number], stream[number * length : (number + 1) * length + 1])

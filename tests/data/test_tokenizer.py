@@ -17,7 +17,6 @@ from bigtrain.data.tokenizer import (
     SentencePieceTokenizer,
     copy_tokenizer,
     load_tokenizer,
-    train_sentencepiece,
 )
 from bigtrain.errors import DataError
 
@@ -126,6 +125,18 @@ def test_a_text_cannot_forge_the_end_of_a_document(kind: str, request: pytest.Fi
     assert "<|endoftext|>" in tokenizer.decode(ids)
 
 
+def test_special_tokens_are_had_by_name(bpe_path: Path, json_path: Path) -> None:
+    assert load_tokenizer(bpe_path).special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert load_tokenizer(json_path).special_tokens == {"<|endoftext|>": 0, "<|pad|>": 1}
+
+
+def test_what_a_bert_ends_with_ends_a_document(tmp_path: Path) -> None:
+    pieces = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).eos_id == 3
+
+
 def test_truncation_and_padding_in_the_file_do_not_touch_the_text(json_path: Path, tmp_path: Path) -> None:
     reference = tokenizers.Tokenizer.from_file(str(json_path))
     whole = reference.encode("import this\n" * 9).ids
@@ -177,56 +188,6 @@ def test_a_copy_is_the_same_tokenizer(kind: str, tmp_path: Path, request: pytest
     assert copy.fingerprint == tokenizer.fingerprint == hashlib.sha256(tokenizer.path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_training_is_deterministic_and_leaves_no_trace_of_the_machine(
-    model_type: str, sources: list[str], tmp_path: Path
-) -> None:
-    paths = [
-        train_sentencepiece(sources[:3], tmp_path / name, 500, model_type) for name in ("a.model", "deep/er/b.model")
-    ]
-    first, second = (path.read_bytes() for path in paths)
-    assert first == second
-    assert str(tmp_path).encode() not in first
-
-
-def test_training_is_silent(sources: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train_sentencepiece(sources[:2], tmp_path / "a.model", 400)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_text_of_one_endless_line_is_trained_on(tmp_path: Path) -> None:
-    text = "ab" * 5_000 + "gelegentlich,zuweilen;" * 5_000
-    tokenizer = load_tokenizer(train_sentencepiece([text], tmp_path / "a.model", 300))
-    assert len(tokenizer.encode("gelegentlich")) == 1
-
-
-def test_digits_stand_alone(bpe: SentencePieceTokenizer) -> None:
-    assert len(bpe.encode("2024")) == 4
-
-
-@pytest.mark.parametrize(
-    ("texts", "vocab_size", "message"),
-    [
-        ([], 500, "no text was given"),
-        (["", ""], 500, "no text was given"),
-        (["abc def\n"] * 9, 5000, r"vocab_size 5000 is too large .* at most \d{3} pieces"),
-        (["abcdefgh"] * 9, 100, r"vocab_size 100 is too small: .* need 26\d"),
-    ],
-)
-def test_a_vocabulary_that_does_not_fit_the_text_is_refused(
-    texts: list[str], vocab_size: int, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=message):
-        train_sentencepiece(texts, tmp_path / "a.model", vocab_size)
-    assert not (tmp_path / "a.model").exists()
-
-
-def test_an_output_that_cannot_be_written_is_refused(sources: list[str], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/a\.model: cannot be written"):
-        train_sentencepiece(sources[:1], tmp_path / "file" / "a.model", 400)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -234,7 +195,7 @@ def test_an_output_that_cannot_be_written_is_refused(sources: list[str], tmp_pat
         ("tokenizer.model", b"", "tokenizer.model: the tokenizer's file is empty"),
         ("tokenizer.json", b"{}", "tokenizer.json: not a Hugging Face tokenizer"),
         ("tokenizer.json", b"\xff", "tokenizer.json: not a Hugging Face tokenizer"),
-        ("other.txt", b"", "holds neither tokenizer.json nor tokenizer.model"),
+        ("other.txt", b"", "holds neither tokenizer.json nor tokenizer.model nor a .tiktoken file"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from bigtrain.data.shards import open_dataset
-from bigtrain.data.tokenizer import train_sentencepiece
 from bigtrain.errors import DataError
 from bigtrain.prepare.prepare import prepare
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 from bigtrain.report.build import report
 from bigtrain.report.compression import compression
 

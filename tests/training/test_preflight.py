@@ -12,9 +12,9 @@ import pytest
 
 from bigtrain.checkpoint import catalog
 from bigtrain.config import Config
-from bigtrain.data.tokenizer import train_sentencepiece
 from bigtrain.errors import CheckpointError, ConfigError, DataError
 from bigtrain.prepare.prepare import prepare
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 from bigtrain.training.preflight import preflight
 
 RunConfig = Callable[..., Config]
