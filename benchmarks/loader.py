@@ -29,7 +29,8 @@ import torch
 from bigtrain.data.loader import micro_batches
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import Documents, open_dataset, write_dataset
-from bigtrain.data.tokenizer import load_tokenizer, train_sentencepiece
+from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 MEAN_DOCUMENT = 800
 EOS = 2

@@ -29,7 +29,7 @@ class Batch:
     loss_mask: torch.Tensor
     """float32: 1 where the label counts, else 0."""
     position_ids: torch.Tensor
-    """int64: 0, 1, 2 … in every sequence, or in every document of it where these are packed apart."""
+    """int32: 0, 1, 2 … in every sequence, or in every document of it where these are packed apart."""
     documents: tuple[Lengths, ...] | None = None
     """Those of each sequence, where these are packed apart; None: attention reads across them."""
     sources: torch.Tensor | None = None
@@ -115,13 +115,16 @@ def _offsets(global_batch_size: int, micro_batch_size: int, rank: int, size: int
     return np.arange(global_batch_size).reshape(-1, size, micro_batch_size)[:, rank].ravel()
 
 
-_counting = functools.lru_cache(maxsize=8)(np.arange)
+@functools.lru_cache(maxsize=8)
+def _counting(length: int) -> np.ndarray:
+    return np.arange(length, dtype=np.int32)
 
 
 @functools.lru_cache(maxsize=8)
 def _plain(sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss mask and positions where there is nothing to mask and no border; shared by all batches."""
-    return torch.ones((1, 1)).expand(sequences, length), torch.arange(length).expand(sequences, length)
+    positions = torch.from_numpy(_counting(length)).expand(sequences, length)
+    return torch.ones((1, 1)).expand(sequences, length), positions
 
 
 def _document_lengths(begins: Sequence[int], length: int) -> Lengths:
@@ -136,9 +139,9 @@ def _document_lengths(begins: Sequence[int], length: int) -> Lengths:
 
 
 def _positions_in_documents(lengths: Sequence[Lengths], length: int) -> torch.Tensor:
-    """How far each token is from the first of its document: int64 [sequences, length]."""
+    """How far each token is from the first of its document: int32 [sequences, length]."""
     counting = _counting(length)
-    positions = np.empty((len(lengths), length), dtype=np.int64)
+    positions = np.empty((len(lengths), length), dtype=np.int32)
     for row, of_documents in zip(positions, lengths, strict=True):
         begin = 0
         for count in of_documents:

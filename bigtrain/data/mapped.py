@@ -60,6 +60,11 @@ class Shard:
         return offsets
 
     @functools.cached_property
+    def document_starts(self) -> memoryview:
+        """int64 [documents]: where documents begin, for `bisect`, which is quicker in a buffer than in an array."""
+        return self.offsets[:-1].data
+
+    @functools.cached_property
     def sources(self) -> pa.DictionaryArray:
         sources = self._batch.column("source")
         try:

@@ -54,9 +54,6 @@ LOOKED_AT = 10_000
 """Shards up to which their sizes are asked for at the start: a file system that spans a cluster answers a few
 thousand such questions a second, and every process asks."""
 
-_NEAR = 32
-"""Documents that a window seldom has more of."""
-
 _OPEN_SHARDS = 256
 """Maps kept open by a dataset; each holds a file descriptor, of which a process often has 1,024."""
 
@@ -289,13 +286,10 @@ class TokenDataset:
         number = bisect_right(self._token_starts, start) - 1
         origin = start - self._token_starts[number]
         if start + length <= self._token_starts[number + 1]:  # as most do
-            offsets = self._shard(number).offsets[:-1]
-            low = bisect_left(offsets, origin)
-            near = offsets[low : low + _NEAR].tolist()
-            high = low + bisect_left(near, origin + length)
-            if high == low + _NEAR:
-                return (offsets[low : bisect_left(offsets, origin + length)] - origin).tolist()
-            return [offset - origin for offset in near[: high - low]]
+            starts = self._shard(number).document_starts
+            low = bisect_left(starts, origin)
+            high = bisect_left(starts, origin + length, low, min(low + length, len(starts)))
+            return [start - origin for start in starts[low:high].tolist()]
         begins: list[int] = []
         origin = start  # of what is not yet looked at
         for shard, first, last in self._parts(start, length):

@@ -299,7 +299,7 @@ def _on_device(batch: Batch, layout: Layout) -> Batch:
         here(batch.input_ids).long(),  # on the device: what travels is as small as on disk
         here(batch.labels).long(),
         here(batch.loss_mask),
-        here(batch.position_ids),
+        here(batch.position_ids).long(),
         batch.documents,
         None if batch.sources is None else batch.sources.to(compat.device(), non_blocking=True),
     )

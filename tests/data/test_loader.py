@@ -70,7 +70,7 @@ def test_shapes_and_types(samples: Samples) -> None:
         for tensor in (batch.input_ids, batch.labels, batch.loss_mask, batch.position_ids):
             assert tensor.shape == (3, LENGTH)
         assert batch.input_ids.dtype == batch.labels.dtype == torch.uint16
-        assert batch.position_ids.dtype == torch.int64
+        assert batch.position_ids.dtype == torch.int32
         assert batch.loss_mask.dtype == torch.float32
         assert torch.equal(batch.labels[:, :-1], batch.input_ids[:, 1:])
         assert torch.equal(batch.position_ids, torch.arange(LENGTH).repeat(3, 1))
