@@ -15,6 +15,8 @@ network again until it falls below it: "cycle walking" (Black and Rogaway 2002, 
 finite domains"), fewer than two passes on average. The order is meant to look random, not to keep secrets.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -70,6 +72,17 @@ def permute_in_windows(positions: ArrayLike, size: int, window: int, seed: int, 
         length = min(window, size - stretch * window)
         samples[here] = stretch * window + permute(within[here], length, seed, _key(epoch, stretch + 1))
     return samples.reshape(given.shape)
+
+
+def stretches(size: int, window: int, seed: int, epoch: int, first: int = 0) -> Iterator[tuple[int, int]]:
+    """(first sample, the one after the last) of each stretch of :func:`permute_in_windows`, in the order of reading, from
+    number `first` on."""
+    whole = size // window if window < size else 0
+    for slot in range(first, whole):
+        stretch = int(permute(slot, whole, seed, _key(epoch, 0)))
+        yield stretch * window, (stretch + 1) * window
+    if size > whole * window:
+        yield whole * window, size
 
 
 def _key(epoch: int, number: int) -> int:

@@ -49,8 +49,11 @@ class Cut(Protocol):
     def extent(self, number: int) -> list[tuple[int, int]]:
         """Where in the stream a sample's tokens lie: (first token, how many), in the sample's order."""
 
-    def tokens_left_out(self) -> int:
-        """Tokens of the dataset that are in no sample."""
+    def shards(self, first: int, last: int) -> range:
+        """The shards that samples `first` … `last` - 1 lie in, told without reading any."""
+
+    def tokens_left_out(self) -> int | None:
+        """Tokens of the dataset that are in no sample; None where all of it would have to be fetched to know."""
 
 
 class Windows:
@@ -76,6 +79,9 @@ class Windows:
 
     def extent(self, number: int) -> list[tuple[int, int]]:
         return [(number * self.sequence_length, self.sequence_length + 1)]
+
+    def shards(self, first: int, last: int) -> range:
+        return self.dataset.shards_of(first * self.sequence_length, (last - first) * self.sequence_length + 1)
 
     def tokens_left_out(self) -> int:
         return self.dataset.tokens - (len(self) * self.sequence_length + 1) if len(self) else self.dataset.tokens
@@ -112,6 +118,11 @@ class BestFit:
 
     def extent(self, number: int) -> list[tuple[int, int]]:
         return self._packed(number // BINS)[number % BINS].tolist()
+
+    def shards(self, first: int, last: int) -> range:
+        capacity = self.sequence_length + 1
+        begin, end = first // BINS * BINS, min(-(-last // BINS) * BINS, len(self))
+        return self.dataset.shards_of(begin * capacity, (end - begin) * capacity)
 
     def tokens_left_out(self) -> int:
         return self.dataset.tokens - len(self) * (self.sequence_length + 1)
@@ -189,7 +200,12 @@ class Padded:
         begin, length = self.dataset.document_span(number)
         return [(begin, min(length, self.sequence_length + 1))]
 
-    def tokens_left_out(self) -> int:
+    def shards(self, first: int, last: int) -> range:
+        return self.dataset.shards_of_documents(first, last)
+
+    def tokens_left_out(self) -> int | None:
+        if self.dataset.is_remote:
+            return None
         return int(np.maximum(self.dataset.document_lengths() - (self.sequence_length + 1), 0).sum())
 
 

@@ -1,12 +1,13 @@
 """The samples of one dataset by position in the run: the whole state of reading is one integer."""
 
 import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bigtrain.data.order import permute_in_windows
+from bigtrain.data.order import permute_in_windows, stretches
 from bigtrain.data.packing import CUTS, Rows
 from bigtrain.data.shards import TokenDataset
 from bigtrain.errors import DataError
@@ -63,7 +64,9 @@ class Samples:
         self.seed = seed
         self.shuffle = shuffle
         self._size = len(self.cut)
-        self._window = self._size if window is None else max(1, window // sequence_length)
+        self.window = window
+        self._window = self._size if window is None or not shuffle else max(1, window // sequence_length)
+        self._fetching: tuple[int, int] | None = None  # epoch and stretch that is being read
         self._block = functools.lru_cache(maxsize=8)(self._permute_block)
         if self._size == 0:
             raise DataError(
@@ -100,7 +103,26 @@ class Samples:
         Raises:
             DataError: a shard is damaged.
         """
+        if self.dataset.is_remote:
+            self._fetch_ahead(int(np.asarray(positions).min()))
         return self.cut.read(self.sample_ids(positions).tolist(), with_begins)
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Begin to fetch the shards from a position on, in the order of use, whenever a new stretch is reached."""
+        epoch, within = divmod(position, self._size)
+        stretch = within // self._window
+        if self._fetching != (epoch, stretch):
+            self._fetching = epoch, stretch
+            self.dataset.prefetch(self._shards_from(epoch, stretch))
+
+    def _shards_from(self, epoch: int, stretch: int) -> Iterator[int]:
+        """Of this epoch's rest and the next one."""
+        if not self.shuffle:
+            yield from self.cut.shards(0, self._size)
+            return
+        for number, first in ((epoch, stretch), (epoch + 1, 0)):
+            for begin, end in stretches(self._size, self._window, self.seed, number, first):
+                yield from self.cut.shards(begin, end)
 
     def _permute_block(self, epoch: int, block: int) -> np.ndarray:
         first = block * _BLOCK

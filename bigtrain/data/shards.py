@@ -330,6 +330,16 @@ class TokenDataset:
         check_tokenizer(self, tokenizer)
         return tokenizer
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies behind a URL."""
+        return self._remote is not None
+
+    def shards_of_documents(self, first: int, last: int) -> range:
+        """The shards that hold the documents numbered `first` … `last` - 1."""
+        begin = bisect_right(self._document_starts, first) - 1
+        return range(begin, bisect_left(self._document_starts, last, begin))
+
     def shards_of(self, start: int, length: int) -> range:
         """The numbers of the shards that the window lies in. Raises IndexError as `read`."""
         self._check_window(start, length)

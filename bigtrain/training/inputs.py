@@ -5,10 +5,12 @@ Nothing here needs torch: the launcher opens everything before it starts any pro
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.config import Config
+from bigtrain.data.cache import Cache, default_folder
 from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
 from bigtrain.data.mixture import Mixture
@@ -18,6 +20,9 @@ from bigtrain.data.shares import stages_of
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.training.resume import checkpoint_to_resume
+
+REMOTE_SHUFFLE_WINDOW = 2**28
+"""Tokens shuffled together where a dataset lies behind a URL and `data.shuffle_window` says nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class Inputs:
     checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
+
+    def close(self) -> None:
+        """End the threads that fetch ahead."""
+        sources = self.train.sources.values() if isinstance(self.train, Mixture) else [self.train]
+        for samples in [*sources, *([self.validation] if self.validation else [])]:
+            samples.dataset.close()
 
 
 def first_source(train: Samples | Mixture) -> Samples:
@@ -84,19 +95,22 @@ def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource:
 
 def _samples(config: Config, key: str, path: str) -> Samples:
     data, training = config.data, config.training
-    return Samples(
-        _open(config, key, path),
-        training.sequence_length,
-        training.seed,
-        data.shuffle,
-        window=data.shuffle_window,
-        packing=data.packing,
-    )
+    dataset = _open(config, key, path)
+    window = data.shuffle_window
+    if window is None and dataset.is_remote:
+        window = REMOTE_SHUFFLE_WINDOW
+    return Samples(dataset, training.sequence_length, training.seed, data.shuffle, window=window, packing=data.packing)
+
+
+def _cache(config: Config) -> Cache:
+    """Where shards from URLs are kept."""
+    folder = config.data.cache_dir
+    return Cache(Path(folder).expanduser() if folder else default_folder(), config.data.cache_bytes)
 
 
 def _open(config: Config, key: str, path: str) -> TokenDataset:
     try:
-        dataset = open_dataset(path)
+        dataset = open_dataset(path, _cache(config))
     except DataError as error:
         raise DataError(f"{key}: {error}") from None
     if config.tokenizer.path is not None:
@@ -127,10 +141,11 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
-    if config.data.shuffle and config.data.shuffle_window is not None:
-        found["shuffle_window"] = config.data.shuffle_window
     if isinstance(train, Samples):
-        return {"train": _fingerprint(train.dataset), **found}
+        window = {"shuffle_window": train.window} if config.data.shuffle and train.window is not None else {}
+        return {"train": _fingerprint(train.dataset), **found, **window}
+    if config.data.shuffle and any(samples.window for samples in train.sources.values()):
+        found["shuffle_window"] = {name: samples.window for name, samples in train.sources.items()}
     found["sources"] = {name: _fingerprint(samples.dataset) for name, samples in train.sources.items()}
     found["stages"] = [
         {

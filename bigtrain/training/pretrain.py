@@ -1,6 +1,5 @@
 """A pretraining run on this process, from the configuration to the exit code."""
 
-import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.config import Config, to_yaml
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.tokenizer import copy_tokenizer
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
 from bigtrain.parallel import topology
@@ -64,6 +64,7 @@ def _end(run: Run, finished: bool) -> int:
     details: dict[str, Any] = {} if finished else {"signal": run.stop.received}
     run.event("stop" if finished else "preempt", **details)
     exit_code = 0 if finished else EXIT_REQUEUE
+    run.inputs.close()
     run.progress.close()
     if run.dashboard is not None:
         run.dashboard.close(exit_code)
@@ -129,14 +130,12 @@ def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
     dataset = first_source(inputs.train).dataset
     folder = output_dir / "tokenizer"
     folder.mkdir(exist_ok=True)
-    for name in (dataset.manifest.tokenizer.file, "tokenizer_config.json"):
-        if (dataset.path / name).exists():
-            shutil.copyfile(dataset.path / name, folder / name)
+    copy_tokenizer(dataset.load_tokenizer(), folder)
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
     records.forget_after(output_dir / records.METRICS, step)
 
 
-def _tokens_left_out(run: Run) -> int | dict[str, int]:
+def _tokens_left_out(run: Run) -> int | dict[str, int | None] | None:
     """Tokens of the datasets that are in no sample."""
     train = run.inputs.train
     if isinstance(train, Mixture):

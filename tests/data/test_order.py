@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.data.order import permute, permute_in_windows
+from bigtrain.data.order import permute, permute_in_windows, stretches
 
 FROZEN = [
     [761, 566, 35, 430, 5, 223, 115, 492],
@@ -116,6 +116,8 @@ def test_windows_are_read_one_after_the_other(size: int, window: int, seed: int,
         assert set((numbers[size // window * window :] // window).tolist()) <= {size // window}
     else:
         np.testing.assert_array_equal(numbers, permute(np.arange(size), size, seed, epoch))
+    told = [number for begin, end in stretches(size, window, seed, epoch) for number in range(begin, end)]
+    assert [number // window for number in told] == (numbers // window).tolist()
     alone = [int(permute_in_windows(position, size, window, seed, epoch)) for position in range(0, size, 29)]
     assert alone == numbers[::29].tolist()
 
