@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-import multiprocess
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -86,12 +85,11 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
         chain[-1].run()
         return Cleaned(output, None, tuple(str(job.job_id) for job in chain if job.job_id not in (None, -1)))
     logger.remove()  # what datatrove tells is in OUTPUT/work/logs
-    multiprocess.get_context("forkserver").set_forkserver_preload([__name__, "spacy"])
     for number, stage in enumerate(stages, 1):
         on_stage(number, len(stages), stage.name)
         cores = recipe.workers or len(os.sched_getaffinity(0))
         with contextlib.redirect_stderr(_nowhere()):
-            _Local(stage.pipeline, stage.tasks, min(cores, stage.tasks), str(_logs(output, number, stage))).run()
+            _Local(stage, min(cores, stage.tasks), _logs(output, number, stage)).run()
     return Cleaned(output, json.loads((output / "cleaning.json").read_text(encoding="utf-8"))["counts"])
 
 
@@ -173,7 +171,13 @@ class _Finish(PipelineStep):
 
 
 class _Local(LocalPipelineExecutor):
-    """datatrove's executor on this machine, which logs to its files alone."""
+    """datatrove's executor on this machine, which logs to its files alone.
+
+    Workers are forked, with all that is imported here: a fresh process would import spaCy again in every stage.
+    """
+
+    def __init__(self, stage: Stage, workers: int, logs: Path) -> None:
+        super().__init__(stage.pipeline, stage.tasks, workers, str(logs), start_method="fork")
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         with contextlib.redirect_stderr(_nowhere()):

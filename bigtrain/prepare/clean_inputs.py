@@ -1,8 +1,13 @@
 """The files that a cleaning recipe reads, by kind."""
 
+import gzip
+import io
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import zstandard
 
 from bigtrain.errors import DataError
 from bigtrain.prepare.clean_recipe import Recipe
@@ -56,3 +61,54 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             return "arrow" if file.read(6) == b"ARROW1" else "arrow-stream"
     return kind
+
+
+def open_compressed(path: Path) -> BinaryIO:
+    """The content of a plain, `.gz` or `.zst` file.
+
+    Raises:
+        EOFError: while reading, a compressed file that is cut short; `zstandard`'s own reader ends without a word
+            there, and after the first of several frames.
+    """
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Zstd(path.open("rb")), 2**17)
+    return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """The frames of a file, one after another."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.frame: Any = None
+        self.waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        compressed = b""
+        while not self.waiting:
+            compressed = compressed or self.file.read(2**17)
+            if not compressed:
+                if self.frame is not None:
+                    raise EOFError("cut short")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.waiting = self.frame.decompress(compressed)
+            compressed = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+                if compressed:
+                    self.file.seek(-len(compressed), io.SEEK_CUR)
+                    compressed = b""
+        taken = self.waiting[: len(buffer)]
+        self.waiting = self.waiting[len(taken) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()

@@ -6,6 +6,7 @@ is a class or function of the module.
 """
 
 import functools
+import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from bigtrain.config.schema import Section
 from bigtrain.errors import DataError
+from bigtrain.prepare.clean_inputs import open_compressed
 from bigtrain.prepare.clean_load import is_model_file
 from bigtrain.prepare.clean_recipe import (
     C4Quality,
@@ -54,7 +56,7 @@ HASHES = HashConfig(precision=64, hash_fc="sha1")
 """datatrove's other hash, xxhash, it hands text, which xxhash 4 does not take."""
 EXCERPT = 2000
 """Characters of an example."""
-_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowInvalid)
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, pyarrow.ArrowInvalid)
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
@@ -97,18 +99,20 @@ class _Reading(BaseDiskReader):
         """The documents of a file; of a damaged one those before the damage."""
         try:
             yield from super().read_file(filepath)
-        except (*_DAMAGE, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise DataError(f"{self.data_folder.resolve_paths(filepath)}: cannot be read ({error})") from error
+        except _DAMAGE as error:
             self.stat_update("records")
             self.reject(filepath, "end", "damaged file", error)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise DataError(f"{self.data_folder.resolve_paths(filepath)}: cannot be read ({error.strerror})") from error
 
 
 class _Lines(BaseDiskReader):
     """JSON lines and plain text, compressed or not."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
-        with self.data_folder.open(filepath, "rb", compression="infer") as file:
+        with open_compressed(Path(self.data_folder.resolve_paths(filepath))) as file:
             if ".jsonl" not in Path(filepath).suffixes:
                 yield from self._document(file.read(), filepath, 0, is_json=False)
                 return
@@ -366,10 +370,8 @@ def index_benchmarks(options: Decontaminate, language: str, folder: Path) -> dic
 
 
 def _items(path: Path) -> Iterator[str]:
-    import fsspec
-
     try:
-        with fsspec.open(str(path.resolve()), "rb", compression="infer") as file:
+        with open_compressed(path) as file:
             if ".jsonl" not in path.suffixes:
                 yield file.read().decode()
                 return
