@@ -116,7 +116,7 @@ def _line(error: ErrorDetails, tree: Any) -> str:
     owner: type[BaseModel] = Recipe
     name = ""
     if location[:1] == ["executor"] and len(location) > 1:
-        owner, name, location = Executor, "executor.", location[1:]
+        owner, name, location = Executor, "executor: ", location[1:]
     elif location[:1] == ["steps"] and len(location) > 1:
         number = location[1]
         if kind in ("union_tag_invalid", "union_tag_not_found") or len(location) == 2:

@@ -25,10 +25,11 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 
+from bigtrain.config.reference import options
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.prepare.clean import clean
 from bigtrain.prepare.clean_load import fingerprint, load_recipe
-from bigtrain.prepare.clean_recipe import STEPS
+from bigtrain.prepare.clean_recipe import STEPS, Executor, Recipe
 from bigtrain.prepare.clean_steps import KeepLanguages
 
 
@@ -53,10 +54,13 @@ def written(folder: Path, **tree: Any) -> Path:
             {"steps": [{"step": "minhash_dedup", "n_gram": 5}]},
             "steps[0] (minhash_dedup): unknown key n_gram; did you mean n_grams?",
         ),
-        ({"steps": [{"step": "gopher_repetition", "top_n_grams": {2: 3.0}}]}, "top_n_grams.2 = 3.0: "),
+        (
+            {"steps": [{"step": "gopher_repetition", "top_n_grams": {2: 3.0}}]},
+            "steps[0] (gopher_repetition): top_n_grams.2 = 3.0: ",
+        ),
         ({"steps": [{"step": "mask_pii"}] * 2}, "steps has mask_pii 2 times"),
         ({"executor": {"kind": "slurm"}}, "executor.kind = slurm needs executor.partition and executor.time"),
-        ({"executor": {"node": 3}}, "executor.unknown key node"),
+        ({"executor": {"node": 3}}, "executor: unknown key node"),
     ],
 )
 def test_a_wrong_recipe_is_told_by_its_key(tmp_path: Path, tree: dict[str, Any], said: str) -> None:
@@ -94,6 +98,15 @@ def test_defaults_are_datatrove_s(step: str, original: type, ours: set[str]) -> 
         default = field.default
         pairs = tuple(default.items()) if isinstance(default, dict) else default
         assert (tuple(pairs) if isinstance(pairs, list) else pairs) == theirs[name].default, name
+
+
+def test_the_guide_tells_every_option_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs/cleaning.md").read_text(encoding="utf-8")
+    for section in (Recipe, Executor, *STEPS.values()):
+        for option in options(section):
+            if option.key != "step" and not option.key.startswith("executor."):
+                default = "**required**" if option.default is None else f"`{option.default}`"
+                assert f"| `{option.key}` | {default} | {option.description} |" in page
 
 
 def test_damaged_and_empty_inputs_are_counted_and_shown(tmp_path: Path) -> None:
