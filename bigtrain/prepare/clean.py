@@ -80,11 +80,11 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
     if (output / "cleaning.json").exists():
         return Cleaned(output, json.loads((output / "cleaning.json").read_text(encoding="utf-8"))["counts"])
     stages = plan(recipe, output, origin)
+    logger.remove()  # what datatrove tells is in OUTPUT/work/logs
     if recipe.executor.kind == "slurm":
         chain = _slurm(recipe, stages, output)
         chain[-1].run()
         return Cleaned(output, None, tuple(str(job.job_id) for job in chain if job.job_id not in (None, -1)))
-    logger.remove()  # what datatrove tells is in OUTPUT/work/logs
     for number, stage in enumerate(stages, 1):
         on_stage(number, len(stages), stage.name)
         cores = recipe.workers or len(os.sched_getaffinity(0))
