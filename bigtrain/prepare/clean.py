@@ -8,6 +8,7 @@ that has finished leaves a mark, and is not done again when the same command is 
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -85,11 +86,15 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
         chain = _slurm(recipe, stages, output)
         chain[-1].run()
         return Cleaned(output, None, tuple(str(job.job_id) for job in chain if job.job_id not in (None, -1)))
-    for number, stage in enumerate(stages, 1):
-        on_stage(number, len(stages), stage.name)
-        cores = recipe.workers or len(os.sched_getaffinity(0))
-        with contextlib.redirect_stderr(_nowhere()):
-            _Local(stage, min(cores, stage.tasks), _logs(output, number, stage)).run()
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        for number, stage in enumerate(stages, 1):
+            on_stage(number, len(stages), stage.name)
+            cores = recipe.workers or len(os.sched_getaffinity(0))
+            with contextlib.redirect_stderr(_nowhere()):
+                _Local(stage, min(cores, stage.tasks), _logs(output, number, stage)).run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return Cleaned(output, json.loads((output / "cleaning.json").read_text(encoding="utf-8"))["counts"])
 
 
@@ -184,6 +189,10 @@ class _Local(LocalPipelineExecutor):
             return super()._run_for_rank(rank, local_rank, node_rank)
 
 
+def _stop(number: int, _: Any) -> None:
+    sys.exit(128 + number)  # by the road that ends workers too
+
+
 @cache
 def _nowhere() -> TextIO:
     """A file that stays open: datatrove's logger keeps it."""
@@ -239,7 +248,7 @@ def _claim(recipe: Recipe, output: Path) -> Origin:
             what = f"it differs in {', '.join(changed)}" if changed else "a benchmark, a model or a package has changed"
             raise DataError(f"{output} holds the work of another recipe: {what}. Give another output, or remove it")
         return Origin(**other)
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and {path.name for path in output.iterdir()} - {"work"}:
         raise DataError(f"{output} is there already and holds no cleaning; give another output")
     return _begin(recipe, output, mine)
 
