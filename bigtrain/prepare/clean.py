@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -86,7 +86,7 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
         chain = _slurm(recipe, stages, output)
         chain[-1].run()
         return Cleaned(output, None, tuple(str(job.job_id) for job in chain if job.job_id not in (None, -1)))
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
     try:
         for number, stage in enumerate(stages, 1):
             on_stage(number, len(stages), stage.name)
@@ -189,7 +189,10 @@ class _Local(LocalPipelineExecutor):
             return super()._run_for_rank(rank, local_rank, node_rank)
 
 
-def _stop(number: int, _: Any) -> None:
+def _stop(starter: int, number: int, _: Any) -> None:
+    if os.getpid() != starter:
+        signal.signal(number, signal.SIG_DFL)  # a worker, which has this handler from us, ends as it always did
+        os.kill(os.getpid(), number)
     sys.exit(128 + number)  # by the road that ends workers too
 
 
