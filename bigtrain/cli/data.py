@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.cli.arguments import Exclude, Pattern, out
+from bigtrain.cli.arguments import Exclude, Overrides, Pattern, out
+from bigtrain.errors import ConfigError
 
 data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
 
@@ -39,6 +40,32 @@ def data_prepare(
             out.print(f"{output / name}: {part.documents:,} documents, {part.tokens:,} tokens, {part.bytes:,} bytes")
     if made.rejected:
         out.print(f"{made.rejected:,} left out, listed in {output / 'rejects.jsonl'}")
+
+
+@data_app.command("clean")
+def data_clean(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; docs/cleaning.md tells its keys.")],
+    overrides: Overrides = None,
+) -> None:
+    """Filter, deduplicate and mask documents by a recipe; the same command again goes on where it was interrupted."""
+    from bigtrain.prepare.clean_load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    try:
+        from bigtrain.prepare.clean import clean
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing, which cleaning needs: pip install 'bigtrain[cleaning]'") from error
+
+    done = clean(loaded, lambda number, of, name: out.print(f"stage {number} of {of}: {name}", markup=False))
+    if done.counts is None:
+        out.print(f"{len(done.jobs)} jobs submitted: {', '.join(done.jobs)}; logs in {done.output / 'work/logs'}")
+        return
+    for row in done.counts:
+        why = ", ".join(f"{reason} {number:,}" for reason, number in row["reasons"].items())
+        changed = f"changed {row['changed']:,}" if "changed" in row else ""
+        numbers = f"{row['in']:>13,} in{row['kept']:>13,} kept{row['dropped']:>13,} dropped"
+        out.print(f"{row['step']:<18}{numbers}  {why}{changed}".rstrip(), markup=False)
+    out.print(f"{done.output / 'documents'}, {done.output / 'report.html'}", markup=False)
 
 
 @data_app.command("inspect")

@@ -75,8 +75,8 @@ def permute_in_windows(positions: ArrayLike, size: int, window: int, seed: int, 
 
 
 def stretches(size: int, window: int, seed: int, epoch: int, first: int = 0) -> Iterator[tuple[int, int]]:
-    """(first sample, the one after the last) of each stretch of :func:`permute_in_windows`, in the order of reading, from
-    number `first` on."""
+    """(first sample, the one after the last) of each stretch of :func:`permute_in_windows`, in the order of reading,
+    from number `first` on."""
     whole = size // window if window < size else 0
     for slot in range(first, whole):
         stretch = int(permute(slot, whole, seed, _key(epoch, 0)))

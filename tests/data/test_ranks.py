@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tiktoken._educational import SimpleBytePairEncoding
 
 from bigtrain.data.ranks import ENCODINGS
-from bigtrain.data.shards import open_dataset, verify
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import TiktokenTokenizer, copy_tokenizer, load_tokenizer
+from bigtrain.data.verify import verify
 from bigtrain.errors import DataError
 from bigtrain.prepare.check_tokenizer import AWKWARD_TEXTS
 from bigtrain.prepare.prepare import prepare
