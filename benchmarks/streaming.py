@@ -29,7 +29,7 @@ from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_da
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
-SERVER = Path(__file__).parent.parent / "tests" / "checkpoint" / "s3_server.py"
+SERVER = Path(__file__).parent.parent / "tests" / "s3_server.py"
 URL = "s3://benchmark/train"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds, and some rooms' tests do without
     from bigtrain.parallel.engine import Engine
     from bigtrain.parallel.topology import Layout
 
-pytest_plugins = ["texts"]
+pytest_plugins = ["texts", "s3"]
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 2 cores, often several processes

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,31 +23,12 @@ from bigtrain.training.pretrain import pretrain
 BUCKET = "s3://checkpoints/run"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Its address."""
-    command = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
-
-
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3FileSystem]:
-    """A client of our own, on an empty bucket; the address and keys are in the environment, as a user has them."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    S3FileSystem.clear_instance_cache()
-    client = S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-    client.mkdir("checkpoints")
-    yield client
-    client.rm("checkpoints", recursive=True)
-    S3FileSystem.clear_instance_cache()
+def bucket(s3: S3FileSystem) -> Iterator[S3FileSystem]:
+    """An empty bucket's client."""
+    s3.mkdir("checkpoints")
+    yield s3
+    s3.rm("checkpoints", recursive=True)
 
 
 @pytest.fixture

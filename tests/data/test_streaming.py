@@ -47,21 +47,9 @@ def folder(bpe: SentencePieceTokenizer, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Its port."""
-    command = [sys.executable, str(Path(__file__).parents[1] / "checkpoint" / "s3_server.py")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-        process.kill()
-
-
-@pytest.fixture(scope="module")
-def proxy_of_all(server: int) -> Iterator[FaultyProxy]:
+def proxy_of_all(s3_port: int) -> Iterator[FaultyProxy]:
     """In front of the server; its address and keys are in the environment, as a user has them."""
-    proxy = FaultyProxy(server)
+    proxy = FaultyProxy(s3_port)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.address)
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
