@@ -121,6 +121,12 @@ def test_held_out_text_of_another_tokenizer(run_config: RunConfig, dataset: Path
         preflight(run_config(f"data.validation={other / 'data/train'}"))
 
 
+def test_the_sources_of_a_mixture_need_one_tokenizer(run_config: RunConfig, dataset: Path, other: Path) -> None:
+    sources = f"data.sources={{one: {{path: {dataset / 'train'}}}, two: {{path: {other / 'data/train'}}}}}"
+    with pytest.raises(DataError, match=r"data\.sources\.two\.path: .* another tokenizer than data\.sources\.one "):
+        preflight(run_config("data.train=null", sources))
+
+
 def test_a_tokenizer_that_is_not_there(run_config: RunConfig) -> None:
     with pytest.raises(DataError, match=r"/nowhere/tokenizer\.model: the tokenizer cannot be read"):
         preflight(run_config("tokenizer.path=/nowhere/tokenizer.model"))
