@@ -1,9 +1,9 @@
 """`dataset.json`: what a dataset says of itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,6 +43,8 @@ class Manifest:
     documents: int
     bytes: int
     shards: list[ShardRecord]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What it was made from, and how."""
 
 
 def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
