@@ -1,5 +1,8 @@
 """`bigtrain data …`: make datasets, and look at them."""
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,33 +16,62 @@ data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
 
 @data_app.command("prepare")
 def data_prepare(
-    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text or JSON lines.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text, JSON lines, Parquet or Arrow.")],
     output: Annotated[Path, typer.Option(help="Folder to make: OUTPUT/train, OUTPUT/validation.")],
-    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model or tokenizer.json.")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model, tokenizer.json or tiktoken file.")],
     pattern: Pattern = "*",
     exclude: Exclude = None,
-    text_key: Annotated[str, typer.Option(help="Field of a JSON line that holds the text.")] = "text",
+    text_key: Annotated[str, typer.Option(help="Field of a JSON line, or column, that holds the text.")] = "text",
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    max_document_megabytes: Annotated[float, typer.Option(help="What is larger is left out.")] = 64.0,
+    task: Annotated[int | None, typer.Option(help="Number of this task, from 0; default: Slurm's.")] = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks that share the work, on nodes of one file system.")] = None,
 ) -> None:
-    """Tokenise text into Arrow shards."""
-    from bigtrain.prepare.prepare import prepare
+    """Tokenise text into Arrow shards; the same command again goes on where it was interrupted.
 
-    made = prepare(
-        inputs,
-        output,
-        tokenizer,
-        pattern=pattern,
-        exclude=exclude or (),
-        text_key=text_key,
-        validation_fraction=validation_fraction,
-        workers=workers,
-    )
+    Reads text files, JSON lines (also .gz and .zst), Parquet, Arrow, and folders of Hugging Face datasets.
+    """
+    from bigtrain.prepare.prepare import prepare_task
+
+    in_step = task is None and tasks is None and "SLURM_STEP_NUM_TASKS" in os.environ  # started by srun
+    environment = os.environ if in_step else {}
+    with _bar() as bar:
+        made = prepare_task(
+            inputs,
+            output,
+            tokenizer,
+            pattern=pattern,
+            exclude=exclude or (),
+            text_key=text_key,
+            validation_fraction=validation_fraction,
+            workers=workers,
+            max_document_bytes=int(max_document_megabytes * 1e6),
+            task=int(environment.get("SLURM_PROCID", task or 0)),
+            tasks=int(environment.get("SLURM_STEP_NUM_TASKS", tasks or 1)),
+            on_progress=bar,
+        )
+    if made is None:
+        out.print(f"this task's share is done; the last of the tasks completes {output}")
+        return
     for name, part in (("train", made.train), ("validation", made.validation)):
         if part is not None:
             out.print(f"{output / name}: {part.documents:,} documents, {part.tokens:,} tokens, {part.bytes:,} bytes")
     if made.rejected:
-        out.print(f"{made.rejected:,} left out, listed in {output / 'rejects.jsonl'}")
+        out.print(f"[bold yellow]{made.rejected:,} left out[/], listed in {output / 'rejects.jsonl'}:")
+        for reason, count in made.reasons.items():
+            out.print(f"{count:>9,}  {reason}", markup=False)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over bytes, on a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        number = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(number, completed=done, total=total)
 
 
 @data_app.command("clean")

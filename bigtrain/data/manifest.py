@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, overload
 
@@ -88,6 +88,8 @@ class Manifest:
     documents: int
     bytes: int
     shards: Sequence[ShardRecord]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What it was made from, and how."""
 
 
 def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -151,46 +151,62 @@ class ShardWriter:
             if first < len(ends):
                 self._flush()
 
-    def close(self) -> Manifest:
+    def close(self, provenance: dict[str, Any] | None = None) -> Manifest:
         """Write what is left, the tokenizer's copy and `dataset.json`."""
         self._flush()
-        tokenizer = self._tokenizer
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            tokenizer=TokenizerRecord(
-                copy_tokenizer(tokenizer, self._folder), tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id
-            ),
-            dtype=self._dtype,
-            tokens=sum(shard.tokens for shard in self._shards),
-            documents=self.documents,
-            bytes=self._bytes,
-            shards=self._shards,
-        )
-        (self._folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
-        return manifest
+        return write_manifest(self._folder, self._tokenizer, self._bytes, self._shards, provenance)
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        tokens = np.concatenate([part.tokens for part in self._pending])
-        lengths = np.concatenate([part.lengths for part in self._pending])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        sources = pa.array([source for part in self._pending for source in part.sources], pa.string())
-        positions = pa.array([position for part in self._pending for position in part.positions], pa.int64())
-        batch = pa.record_batch(
-            [
-                pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
-                sources.dictionary_encode(),
-                positions,
-            ],
-            schema=schema(self._dtype),
-        )
         path = self._folder / f"shard-{len(self._shards):05d}.arrow"
-        with pa.ipc.new_file(str(path), batch.schema) as file:
-            file.write_batch(batch)
-        self._shards.append(ShardRecord(path.name, len(tokens), len(lengths), path.stat().st_size, _sha256(path)))
+        self._shards.append(write_shard(path, self._pending, self._dtype))
         self._pending = []
         self._pending_tokens = 0
+
+
+def write_shard(path: Path, documents: Sequence[Documents], dtype: str) -> ShardRecord:
+    """Write documents to one shard."""
+    tokens = np.concatenate([part.tokens for part in documents]).astype(dtype, copy=False)
+    lengths = np.concatenate([part.lengths for part in documents])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    sources = pa.array([source for part in documents for source in part.sources], pa.string())
+    positions = pa.array([position for part in documents for position in part.positions], pa.int64())
+    batch = pa.record_batch(
+        [
+            pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
+            sources.dictionary_encode(),
+            positions,
+        ],
+        schema=schema(dtype),
+    )
+    with pa.ipc.new_file(str(path), batch.schema) as file:
+        file.write_batch(batch)
+    return ShardRecord(path.name, len(tokens), len(lengths), path.stat().st_size, _sha256(path))
+
+
+def write_manifest(
+    folder: Path,
+    tokenizer: Tokenizer,
+    text_bytes: int,
+    shards: list[ShardRecord],
+    provenance: dict[str, Any] | None = None,
+) -> Manifest:
+    """Write the tokenizer's copy and `dataset.json` beside the shards of `folder`; the dataset is complete then."""
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        tokenizer=TokenizerRecord(
+            copy_tokenizer(tokenizer, folder), tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id
+        ),
+        dtype=token_dtype(tokenizer.vocab_size),
+        tokens=sum(shard.tokens for shard in shards),
+        documents=sum(shard.documents for shard in shards),
+        bytes=text_bytes,
+        shards=shards,
+        provenance=provenance or {},
+    )
+    (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+    return manifest
 
 
 def write_dataset(

@@ -1,31 +1,33 @@
-"""From text to a dataset: documents tokenised on several cores and written to shards.
+"""From text to a dataset: documents tokenised on several cores, or several nodes, and written to shards.
 
-The result depends on the inputs alone, not on the number of workers: the work is cut and the results are
-taken in one order, that of the inputs.
+The result depends on the inputs and options alone, not on the number of workers or tasks, nor on how often the work
+was killed and begun again: it is cut by one plan, and what is finished is kept in `OUTPUT.partial`.
 """
 
 import functools
-import json
-import multiprocessing
 import os
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
-
-from bigtrain.data.manifest import Manifest, token_dtype
-from bigtrain.data.shards import TOKENS_PER_SHARD, Documents, ShardWriter, new_folder
+from bigtrain import __version__
+from bigtrain.data.manifest import Manifest, read_manifest, token_dtype
+from bigtrain.data.shards import TOKENS_PER_SHARD, Documents
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import DataError
-from bigtrain.prepare.text import PIECE_BYTES, Piece, Reject, Text, find_pieces, is_held_out, read_piece
+from bigtrain.prepare.complete import complete, count_reasons
+from bigtrain.prepare.encode import Encoded, Encoding, encode, ordered_map
+from bigtrain.prepare.inputs import find_files, read_cleaning
+from bigtrain.prepare.partial import Partial, open_partial, partial_path, read_plan
+from bigtrain.prepare.plan import Plan, make_plan
+from bigtrain.prepare.reading import Errand, Files, LineCounter, Range, Reject, errands
+from bigtrain.prepare.text import MAX_DOCUMENT_BYTES
 
-Work = TypeVar("Work")
-Result = TypeVar("Result")
+OnProgress = Callable[[int, int], None]
+"""Told bytes done and bytes in all, about."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,34 @@ class Prepared:
     validation: Manifest | None
     rejected: int
     """Records left out; `rejects.jsonl` names each and says why."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """How many of them for which reason."""
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """A worker's result for one group of pieces."""
+class _Job:
+    """An errand, and where in the plan it stands."""
 
-    train: Documents
-    validation: Documents
-    rejects: list[Reject]
+    part: int
+    piece: int
+    errand: Errand
+    last: bool
+    """Of its part."""
 
 
-def prepare(
+def prepare(inputs: Sequence[str | Path], output: str | Path, tokenizer: str | Path, **options: Any) -> Prepared:
+    """Tokenise the documents of `inputs` into the new folder `output`, in this process and its workers.
+
+    It gets a dataset `train`, another `validation` if `validation_fraction` > 0 (that share of the
+    documents, chosen by a hash of their text), and `rejects.jsonl`, and appears only when it is complete.
+    Arguments, and what is raised, as in `prepare_task`.
+    """
+    made = prepare_task(inputs, output, tokenizer, **options)
+    assert made is not None  # there is no other task
+    return made
+
+
+def prepare_task(
     inputs: Sequence[str | Path],
     output: str | Path,
     tokenizer: str | Path,
@@ -57,120 +75,185 @@ def prepare(
     text_key: str = "text",
     validation_fraction: float = 0.0,
     tokens_per_shard: int = TOKENS_PER_SHARD,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     workers: int | None = None,
-) -> Prepared:
-    """Tokenise the documents of `inputs` into the new folder `output`.
+    task: int = 0,
+    tasks: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Prepared | None:
+    """One task's share of `prepare`; the one that ends last completes the dataset, the others return None.
 
-    It gets a dataset `train`, another `validation` if `validation_fraction` > 0 (that share of the
-    documents, chosen by a hash of their text), and `rejects.jsonl`, and appears only when it is complete.
-    `inputs`, `pattern`, `exclude` as in `find_pieces`, `text_key` as in `read_piece`; `tokenizer` is a file
-    or folder for `load_tokenizer`; `workers` processes, by default one for each usable core.
+    `inputs`, `pattern`, `exclude` as in `find_files`, `text_key` as in `read`; `tokenizer` is a file or folder for
+    `load_tokenizer`; documents above `max_document_bytes` of UTF-8 (a line of JSON: of the line) are rejected;
+    a shard ends with the piece of about a mebibyte that reaches `tokens_per_shard`; `workers` processes, by default
+    one for each usable core. All tasks must have the same arguments but for `workers`, `task` and `on_progress`.
 
     Raises:
-        DataError: `output` exists or cannot be written; an input or the tokenizer is missing or unreadable;
-            nothing is left for `train` or `validation`.
+        DataError: `output` exists or cannot be written, or the beginning of another dataset lies in its place; an
+            input or the tokenizer is missing or unreadable; nothing is left for `train` or `validation`.
     """
-    if not 0 <= validation_fraction < 1:
-        raise DataError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+    output = Path(output)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    _check(validation_fraction, workers, task, tasks, max_document_bytes, tokens_per_shard)
+    loaded = load_tokenizer(tokenizer)
+    provenance = _provenance(
+        inputs,
+        {
+            "tokenizer": loaded.fingerprint,
+            "pattern": pattern,
+            "exclude": list(exclude),
+            "text_key": text_key,
+            "validation_fraction": validation_fraction,
+            "tokens_per_shard": tokens_per_shard,
+            "max_document_bytes": max_document_bytes,
+        },
+    )
+    plan = make_plan(find_files(inputs, pattern, exclude), provenance, text_key, tokens_per_shard)
+    if output.exists():
+        return _finish_removal(output, plan)
+    encoding = Encoding(loaded.path, text_key, max_document_bytes, validation_fraction)
+    try:
+        with open_partial(output, plan) as partial:
+            _do_parts(plan, range(task, len(plan.parts), tasks), partial, encoding, loaded, workers, on_progress)
+            with partial.completing():
+                if not output.exists() and not complete(partial, output, len(plan.parts), loaded, provenance):
+                    return None
+            return _made(output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror}); what is finished is kept") from error
+
+
+def _check(
+    fraction: float, workers: int, task: int, tasks: int, max_document_bytes: int, tokens_per_shard: int
+) -> None:
+    if not 0 <= fraction < 1:
+        raise DataError(f"validation_fraction is {fraction}; it must be at least 0 and below 1")
     if workers < 1:
         raise DataError(f"workers is {workers}; it must be at least 1")
-    loaded = load_tokenizer(tokenizer)
-    encode = functools.partial(_encode_group, loaded.path, text_key, validation_fraction)
-    groups = _group(find_pieces(inputs, pattern, exclude))
-    with new_folder(output) as folder, (folder / "rejects.jsonl").open("w") as rejects_file:
-        train = _new_writer(folder / "train", loaded, tokens_per_shard)
-        validation = _new_writer(folder / "validation", loaded, tokens_per_shard) if validation_fraction else None
-        rejected = 0
-        for encoded in _ordered_map(encode, groups, workers):
-            train.add(encoded.train)
-            if validation:
-                validation.add(encoded.validation)
-            rejects_file.writelines(json.dumps(asdict(reject)) + "\n" for reject in encoded.rejects)
-            rejected += len(encoded.rejects)
-        rejects_file.flush()
-        if not train.documents:
-            raise DataError(f"no document is left for training; {_first_reject(folder, rejected)}")
-        if validation and not validation.documents:
-            raise DataError(f"validation_fraction {validation_fraction} holds out none of {train.documents} documents")
-        return Prepared(train.close(), validation.close() if validation else None, rejected)
+    if not 0 <= task < tasks:
+        raise DataError(f"task is {task} of {tasks}; it must be at least 0 and below the number of tasks")
+    if max_document_bytes < 1:
+        raise DataError(f"max_document_bytes is {max_document_bytes}; it must be at least 1")
+    if tokens_per_shard < 1:
+        raise DataError(f"tokens_per_shard is {tokens_per_shard}; it must be at least 1")
 
 
-def _new_writer(folder: Path, tokenizer: Tokenizer, tokens_per_shard: int) -> ShardWriter:
-    folder.mkdir()
-    return ShardWriter(folder, tokenizer, tokens_per_shard)
+def _provenance(inputs: Sequence[str | Path], options: dict[str, Any]) -> dict[str, Any]:
+    """Everything the output follows from, but for the inputs' content; no folder of this machine is named."""
+    names = [Path(given).resolve().name.encode(errors="backslashreplace").decode() for given in inputs]
+    packages = ("pyarrow", "sentencepiece", "tokenizers")
+    return {
+        "inputs": names,
+        "options": options,
+        "versions": {"bigtrain": __version__, **{name: version(name) for name in packages}},
+        "cleaning": read_cleaning(inputs),
+    }
 
 
-def _first_reject(folder: Path, rejected: int) -> str:
-    if not rejected:
-        return "the inputs hold none"
-    with (folder / "rejects.jsonl").open() as file:
-        first = Reject(**json.loads(file.readline()))
-    return f"{rejected} were rejected, the first {first.source} record {first.position}: {first.reason}"
+def _finish_removal(output: Path, plan: Plan) -> Prepared:
+    """`output` exists: an error, unless it is this very dataset, made by a run that was killed as it cleared up."""
+    begun = read_plan(output)
+    if begun is None or begun["fingerprint"] != plan.fingerprint:
+        raise DataError(f"{output}: exists already; remove it or choose another output folder")
+    shutil.rmtree(partial_path(output), ignore_errors=True)
+    return _made(output)
 
 
-def _group(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Small files together, so that a worker's errand is worth its way."""
-    group: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        group.append(piece)
-        size += piece.end - piece.start
-        if size >= PIECE_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-_load_tokenizer_once = functools.cache(load_tokenizer)
-
-
-def _encode_group(tokenizer_path: Path, text_key: str, validation_fraction: float, pieces: list[Piece]) -> _Encoded:
-    """What a worker does: read, tokenise, and decide the side of every document of `pieces`."""
-    tokenizer = _load_tokenizer_once(tokenizer_path)
-    sides: tuple[list[Text], list[Text]] = ([], [])
-    rejects = []
-    for piece in pieces:
-        for document in read_piece(piece, text_key):
-            if isinstance(document, Reject):
-                rejects.append(document)
-            else:
-                sides[is_held_out(document.text, validation_fraction)].append(document)
-    train, validation = (encode_documents(tokenizer, side) for side in sides)
-    return _Encoded(train, validation, rejects)
-
-
-def encode_documents(tokenizer: Tokenizer, documents: Sequence[Text]) -> Documents:
-    """Tokenise documents and end each with the end-of-document token."""
-    ids = tokenizer.encode_batch([document.text for document in documents])
-    dtype = token_dtype(tokenizer.vocab_size)
-    arrays = [np.array([*document, tokenizer.eos_id], dtype=dtype) for document in ids]
-    return Documents(
-        tokens=np.concatenate([np.empty(0, dtype), *arrays]),
-        lengths=np.array([len(array) for array in arrays], dtype=np.int64),
-        sources=[document.source for document in documents],
-        positions=[document.position for document in documents],
-        bytes=sum(len(document.text.encode()) for document in documents),
+def _made(output: Path) -> Prepared:
+    validation = output / "validation"
+    reasons = count_reasons(output / "rejects.jsonl")
+    return Prepared(
+        read_manifest(output / "train"),
+        read_manifest(validation) if validation.is_dir() else None,
+        reasons.total(),
+        dict(reasons.most_common()),
     )
 
 
-def _ordered_map(function: Callable[[Work], Result], work: Iterable[Work], workers: int) -> Iterator[Result]:
-    """`map` over several processes: results in the order of `work`, of which only a few ahead are taken."""
-    if workers == 1:
-        yield from map(function, work)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        pending: deque[Future[Result]] = deque()
-        for item in work:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def _do_parts(
+    plan: Plan,
+    parts: Sequence[int],
+    partial: Partial,
+    encoding: Encoding,
+    tokenizer: Tokenizer,
+    workers: int,
+    on_progress: OnProgress | None,
+) -> None:
+    """Make the shards of `parts` that are not there yet."""
+    total = sum(unit.size for part in parts for unit in plan.parts[part])
+    done = 0
+    writer = _PartWriter(partial, tokenizer, plan.options["options"]["tokens_per_shard"])
+    jobs = _jobs(plan, parts, partial, encoding)
+    lines = LineCounter()
+    function = functools.partial(_encode_job, encoding)
+    for job, encoded in ordered_map(function, jobs, workers):
+        writer.add(job, _in_file(job.errand, encoded, lines))
+        done += job.errand.size
+        if on_progress:
+            on_progress(min(done, total), total)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+def _encode_job(encoding: Encoding, job: _Job) -> Encoded:
+    return encode(encoding, job.errand)
+
+
+def _jobs(plan: Plan, parts: Iterable[int], partial: Partial, encoding: Encoding) -> Iterator[_Job]:
+    """The errands that remain."""
+    for number in parts:
+        partial.claim(number)
+        closed = partial.closed(number)
+        if closed and closed[-1].last:
+            continue
+        done = closed[-1].pieces if closed else 0
+        waiting: _Job | None = None  # whether it is the part's last, the next will tell
+        for piece, errand in enumerate(errands(plan.parts[number], encoding.text_key, encoding.limit)):
+            if waiting:
+                yield waiting
+            waiting = _Job(number, piece, errand, last=False) if piece >= done else None
+        yield replace(waiting, last=True) if waiting else _Job(number, 0, Files((), 0), last=True)
+
+
+def _in_file(errand: Errand, encoded: Encoded, lines: LineCounter) -> Encoded:
+    """The same with positions counted from the file's beginning."""
+    if not isinstance(errand, Range):
+        return encoded
+    before = lines.before(errand.file, errand.start)
+    lines.learn(errand.file, errand.end, before + encoded.records)
+    train, validation = (
+        replace(side, positions=[position + before for position in side.positions])
+        for side in (encoded.train, encoded.validation)
+    )
+    rejects = [replace(reject, position=reject.position + before) for reject in encoded.rejects]
+    return Encoded(train, validation, rejects)
+
+
+class _PartWriter:
+    """Collects the results of a part, and writes a shard when enough are there."""
+
+    def __init__(self, partial: Partial, tokenizer: Tokenizer, tokens_per_shard: int) -> None:
+        self._partial = partial
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._tokens_per_shard = tokens_per_shard
+        self._part = -1
+        self._number = 0
+        self._clear()
+
+    def add(self, job: _Job, encoded: Encoded) -> None:
+        """The next piece's result."""
+        if job.part != self._part:
+            self._part, self._number = job.part, len(self._partial.closed(job.part))
+        for side, documents in zip(self._sides, (encoded.train, encoded.validation), strict=True):
+            side.append(documents)
+        self._rejects += encoded.rejects
+        self._tokens += len(encoded.train.tokens) + len(encoded.validation.tokens)
+        if job.last or self._tokens >= self._tokens_per_shard:
+            self._partial.close_shard(
+                self._part, self._number, job.piece + 1, job.last, self._sides, self._rejects, self._dtype
+            )
+            self._number += 1
+            self._clear()
+
+    def _clear(self) -> None:
+        self._sides: tuple[list[Documents], list[Documents]] = ([], [])
+        self._rejects: list[Reject] = []
+        self._tokens = 0

@@ -17,7 +17,8 @@ from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.data.verify import verify
 from bigtrain.errors import DataError
-from bigtrain.prepare.prepare import Prepared, _ordered_map, prepare
+from bigtrain.prepare.encode import ordered_map
+from bigtrain.prepare.prepare import Prepared, prepare
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -84,11 +85,11 @@ def test_the_result_does_not_depend_on_the_workers(mixed: Path, bpe_path: Path, 
             tmp_path / f"by{workers}",
             bpe_path,
             validation_fraction=0.1,
-            tokens_per_shard=100_000,
+            tokens_per_shard=70_000,
             workers=workers,
         )
     assert contents(tmp_path / "by1") == contents(tmp_path / "by2")
-    assert len(made.train.shards) > 3
+    assert len(made.train.shards) >= 3
     assert made.rejected == 2
     assert not any(str(tmp_path).encode() in content for content in contents(tmp_path / "by2").values())
 
@@ -251,14 +252,14 @@ def test_an_output_that_exists_is_left_alone(corpus: Path, bpe_path: Path, tmp_p
 def test_an_error_in_a_worker_reaches_the_user(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.model"
     with pytest.raises(DataError, match=r"nowhere\.model: the tokenizer cannot be read"):
-        list(_ordered_map(load_tokenizer, [missing] * 20, workers=2))
+        list(ordered_map(load_tokenizer, [missing] * 20, workers=2))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order_and_the_work_is_taken_little_by_little(workers: int) -> None:
     work = iter(range(-100, 0))
-    results = _ordered_map(abs, work, workers)
-    assert [next(results) for _ in range(10)] == list(range(100, 90, -1))
+    results = ordered_map(abs, work, workers)
+    assert [next(results) for _ in range(10)] == [(-number, number) for number in range(100, 90, -1)]
     assert next(work) < -60
     results.close()
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from bigtrain.errors import DataError
-from bigtrain.prepare.text import find_pieces, is_held_out, read_documents, read_piece
+from bigtrain.prepare.inputs import find_files
+from bigtrain.prepare.plan import cut_finely
+from bigtrain.prepare.reading import Errand, Reject, Text, errands, read
+from bigtrain.prepare.text import is_held_out, read_documents
 
 
 def size(texts: list[str]) -> int:
@@ -47,24 +50,29 @@ def test_the_share_held_out_is_the_fraction() -> None:
         assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / 20_000) ** 0.5
 
 
+LIMIT = 2_000_000
+
+
+def pieces(path: Path) -> list[Errand]:
+    return [errand for unit in cut_finely(find_files([path]), "text") for errand in errands((unit,), "text", LIMIT)]
+
+
 @pytest.mark.parametrize("ending", [b"", b"\n"])
 def test_pieces_of_a_jsonl_file_are_whole_lines_and_all_of_them(ending: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"text": f"{number} " + "x" * (number % 977)}).encode() for number in range(6_000)]
     lines[3_000] = json.dumps({"text": "y" * 1_500_000}).encode()  # longer than a piece
     path.write_bytes(b"\n".join(lines) + ending)
-    pieces = list(find_pieces([path]))
-    assert len(pieces) >= 4
-    assert [piece.start for piece in pieces[1:]] == [piece.end for piece in pieces[:-1]]
-    found = [document for piece in pieces for document in read_piece(piece)]
-    assert [document.position for document in found] == list(range(6_000))
-    assert [document.text for document in found] == [json.loads(line)["text"] for line in lines]
+    assert len(pieces(path)) >= 4
+    found = [document for piece in pieces(path) for document in read(piece, "text", LIMIT)]
+    assert [document.text for document in found if isinstance(document, Text)] == [
+        json.loads(line)["text"] for line in lines
+    ]
 
 
 def test_lines_end_with_a_line_feed_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "a\u2028b\x85c"}\r\n{"text": "d"}\r\n'.encode())
-    pieces = find_pieces([tmp_path])
-    assert [document.text for piece in pieces for document in read_piece(piece)] == ["a\u2028b\x85c", "d"]
+    assert list(read_documents([tmp_path])) == ["a\u2028b\x85c", "d"]
 
 
 def test_a_byte_order_mark_does_not_spoil_a_jsonl_file(tmp_path: Path) -> None:
@@ -81,7 +89,17 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
 
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    (piece,) = find_pieces([tmp_path])
-    piece.path.unlink()
+    (piece,) = pieces(tmp_path)
+    (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"a\.txt: cannot be read \(No such file"):
-        list(read_piece(piece))
+        list(read(piece, "text", LIMIT))
+
+
+def test_a_line_beyond_the_limit_is_rejected_and_its_neighbours_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    long = json.dumps({"text": "z" * (3 * LIMIT)}).encode()
+    path.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n')
+    found = [document for piece in pieces(path) for document in read(piece, "text", LIMIT)]
+    assert [document.text for document in found if isinstance(document, Text)] == ["a", "b"]
+    (reject,) = [document for document in found if isinstance(document, Reject)]
+    assert reject.reason == "larger than 2 megabytes"
