@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bigtrain.data.shards import Documents, write_dataset
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 SEQUENCE_LENGTH, BATCH = 2048, 8

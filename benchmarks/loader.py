@@ -28,8 +28,9 @@ import torch
 
 from bigtrain.data.loader import micro_batches
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 MEAN_DOCUMENT = 800

@@ -25,8 +25,9 @@ from s3fs import S3FileSystem
 
 from bigtrain.data.cache import Cache
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
+from bigtrain.data.shards import TokenDataset, open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
 
 SERVER = Path(__file__).parent.parent / "tests" / "s3_server.py"

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from bigtrain.data.manifest import ShardRecord, token_dtype
-from bigtrain.data.shards import Documents, ShardWriter, write_manifest
 from bigtrain.data.tokenizer import Tokenizer
+from bigtrain.data.writing import Documents, ShardWriter, write_manifest
 from bigtrain.errors import DataError
 from bigtrain.prepare.partial import Closed, Partial
 

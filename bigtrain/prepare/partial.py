@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.data.manifest import ShardRecord
-from bigtrain.data.shards import Documents, write_shard
+from bigtrain.data.writing import Documents, write_shard
 from bigtrain.errors import DataError
 from bigtrain.prepare.plan import Plan
 from bigtrain.prepare.reading import Reject

@@ -15,8 +15,8 @@ from typing import Any
 
 from bigtrain import __version__
 from bigtrain.data.manifest import Manifest, read_manifest, token_dtype
-from bigtrain.data.shards import TOKENS_PER_SHARD, Documents
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.data.writing import TOKENS_PER_SHARD, Documents
 from bigtrain.errors import DataError
 from bigtrain.prepare.complete import complete, count_reasons
 from bigtrain.prepare.encode import Encoded, Encoding, encode, ordered_map

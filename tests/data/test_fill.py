@@ -9,8 +9,9 @@ from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.loader import micro_batches
 from bigtrain.data.objectives import fim_sentinels
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.errors import DataError
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
 

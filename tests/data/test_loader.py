@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer
+from bigtrain.data.writing import Documents, write_dataset
 
 LENGTH = 8
 

@@ -13,9 +13,10 @@ from bigtrain.config import Config, load_config
 from bigtrain.data.loader import micro_batches
 from bigtrain.data.mixture import Mixture, Stage
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
 from bigtrain.data.shares import stages_of
 from bigtrain.data.tokenizer import SentencePieceTokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.errors import ConfigError
 
 NAMES = ("code", "wiki", "books")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from bigtrain.data.loader import count_targets, micro_batches
 from bigtrain.data.packing import BINS, BestFit, Padded, best_fit
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
+from bigtrain.data.shards import TokenDataset, open_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer
+from bigtrain.data.writing import Documents, write_dataset
 
 EOS = 2
 Make = Callable[[list[int]], TokenDataset]

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
+from bigtrain.data.shards import TokenDataset, open_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.errors import DataError
 
 TOKENS = 5 * 700 + 3

@@ -14,17 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.manifest import Manifest
-from bigtrain.data.shards import (
-    Documents,
-    ShardWriter,
-    TokenDataset,
-    check_tokenizer,
-    new_folder,
-    open_dataset,
-    write_dataset,
-)
+from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from bigtrain.data.verify import verify
+from bigtrain.data.writing import Documents, ShardWriter, new_folder, write_dataset
 from bigtrain.errors import DataError
 
 EOS = 2

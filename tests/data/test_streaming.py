@@ -23,9 +23,10 @@ from bigtrain.data import remote
 from bigtrain.data.cache import Cache
 from bigtrain.data.remote import Retry, remote_place
 from bigtrain.data.samples import Samples
-from bigtrain.data.shards import Documents, TokenDataset, open_dataset, write_dataset
+from bigtrain.data.shards import TokenDataset, open_dataset
 from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from bigtrain.data.verify import verify
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.errors import DataError
 
 URL = "s3://data/train"

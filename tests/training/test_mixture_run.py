@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bigtrain.config import Config
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.errors import CheckpointError
 from bigtrain.training.pretrain import pretrain
 

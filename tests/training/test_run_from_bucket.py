@@ -12,7 +12,8 @@ from s3fs import S3FileSystem
 
 from bigtrain.config import Config
 from bigtrain.convert.to_hf import convert_to_hf
-from bigtrain.data.shards import Documents, open_dataset, write_dataset
+from bigtrain.data.shards import open_dataset
+from bigtrain.data.writing import Documents, write_dataset
 from bigtrain.report.build import report
 from bigtrain.report.trace import trace
 from bigtrain.training.pretrain import pretrain
