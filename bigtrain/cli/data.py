@@ -102,13 +102,14 @@ def data_clean(
 
 @data_app.command("inspect")
 def data_inspect(
-    dataset: Annotated[Path, typer.Argument(help="Folder with a dataset.json.")],
-    documents: Annotated[int, typer.Option(help="How many to show.")] = 3,
+    dataset: Annotated[str, typer.Argument(help="Folder with a dataset.json, or a URL.")],
+    documents: Annotated[int, typer.Option(help="How many to show: the first, and as many at random.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws those at random.")] = 0,
 ) -> None:
     """Show what is in a dataset."""
     from bigtrain.data.inspect import inspect
 
-    found = inspect(dataset, documents)
+    found = inspect(dataset, documents, seed)
     made = found.manifest
     out.print(
         f"{made.documents:,} documents, {made.tokens:,} tokens ({made.dtype}), {made.bytes:,} bytes of text, "
@@ -117,9 +118,15 @@ def data_inspect(
         f"{found.bytes_per_token:.2f} bytes a token\n"
         f"tokenizer {made.tokenizer.file}: {made.tokenizer.vocab_size:,} pieces, sha256 {made.tokenizer.fingerprint}"
     )
-    for document in found.first_documents:
-        out.rule(f"{document.source} #{document.position}, {document.tokens:,} tokens", align="left")
-        out.print(document.text[:400], markup=False)
+    most = max((count for count, _ in found.histogram), default=1)
+    for count, tokens in found.histogram:
+        out.print(f"{tokens:>12,} tokens or more  {count:>11,}  {'█' * round(40 * count / most)}", markup=False)
+    out.print("sources: " + ", ".join(f"{name} ({count:,})" for name, count in found.sources), markup=False)
+    for title, some in (("first", found.first_documents), ("at random", found.random_documents)):
+        for document in some:
+            where = f"{title}: {document.source} #{document.position}, {document.tokens:,} tokens"
+            out.print(where, style="bold", markup=False)
+            out.print(document.text[:400], markup=False)
 
 
 @data_app.command("verify")

@@ -13,6 +13,7 @@ training maps the file into memory and slices it without a copy, and plain `pyar
 
 import functools
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -151,6 +152,14 @@ class TokenDataset:
         """int64 [documents]: the tokens in each document. Reads every shard's offsets. Raises as `read`."""
         lengths = [np.diff(self._shard(number).offsets) for number in range(len(self.manifest.shards))]
         return np.concatenate([np.empty(0, np.int64), *lengths])
+
+    def count_sources(self) -> Counter[str]:
+        """How many documents come from each source. Reads every shard's sources. Raises as `read`."""
+        found: Counter[str] = Counter()
+        for number in range(len(self.manifest.shards)):
+            for pair in self._shard(number).sources.value_counts().to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset, from the copy in its folder.

@@ -89,6 +89,7 @@ def test_the_manifest_describes_the_files(folder: Path, arrays: list[np.ndarray]
     assert content == {
         "format_version": 1,
         "tokenizer": {"file": "tokenizer.model", "fingerprint": bpe.fingerprint, "vocab_size": 700, "eos_id": EOS},
+        "provenance": {},
         "dtype": "uint16",
         "tokens": sum(map(len, arrays)),
         "documents": COUNT,

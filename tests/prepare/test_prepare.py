@@ -278,6 +278,13 @@ def test_inspect_tells_what_is_inside(corpus: Path, bpe_path: Path, tmp_path: Pa
         (f"corpus/{path.relative_to(corpus).as_posix()}", 0, length, path.read_bytes().decode())
         for path, length in zip(files[:2], lengths, strict=False)
     ]
+    assert sum(count for count, _ in found.histogram) == 60
+    for count, tokens in found.histogram:
+        assert count == sum(tokens <= length < 2 * tokens for length in lengths)
+    assert found.histogram[0][0] > 0
+    assert dict(found.sources).items() <= Counter(source for source, *_ in texts(folder)).items()
+    assert {document.text for document in found.random_documents} <= {path.read_bytes().decode() for path in files}
+    assert inspect(folder, 5, seed=1).random_documents != inspect(folder, 5, seed=2).random_documents
     assert len(inspect(folder, documents=1000).first_documents) == 60
     with pytest.raises(DataError, match=MANIFEST):
         inspect(corpus)
