@@ -5,6 +5,7 @@ was killed and begun again: it is cut by one plan, and what is finished is kept 
 """
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -110,13 +111,16 @@ def prepare_task(
     )
     plan = make_plan(find_files(inputs, pattern, exclude), provenance, text_key, tokens_per_shard)
     if output.exists():
-        return _finish_removal(output, plan)
+        return _already_there(output, plan, tasks)
     encoding = Encoding(loaded.path, text_key, max_document_bytes, validation_fraction)
     try:
         with open_partial(output, plan) as partial:
-            _do_parts(plan, range(task, len(plan.parts), tasks), partial, encoding, loaded, workers, on_progress)
+            if not output.exists():  # else other tasks have just completed it
+                _do_parts(plan, range(task, len(plan.parts), tasks), partial, encoding, loaded, workers, on_progress)
             with partial.completing():
-                if not output.exists() and not complete(partial, output, len(plan.parts), loaded, provenance):
+                if output.exists():
+                    shutil.rmtree(partial.path, ignore_errors=True)
+                elif not complete(partial, output, len(plan.parts), loaded, provenance):
                     return None
             return _made(output)
     except OSError as error:
@@ -150,13 +154,23 @@ def _provenance(inputs: Sequence[str | Path], options: dict[str, Any]) -> dict[s
     }
 
 
-def _finish_removal(output: Path, plan: Plan) -> Prepared:
-    """`output` exists: an error, unless it is this very dataset, made by a run that was killed as it cleared up."""
+def _already_there(output: Path, plan: Plan, tasks: int) -> Prepared:
+    """`output` exists: an error, unless it is this very dataset, made by a run that was killed as it cleared up, or by
+    other tasks before this one had started."""
     begun = read_plan(output)
-    if begun is None or begun["fingerprint"] != plan.fingerprint:
+    if begun is not None and begun["fingerprint"] == plan.fingerprint:
+        shutil.rmtree(partial_path(output), ignore_errors=True)
+    elif tasks == 1 or not (output / "train").is_dir() or _provenance_of(output) != _as_json(plan.options):
         raise DataError(f"{output}: exists already; remove it or choose another output folder")
-    shutil.rmtree(partial_path(output), ignore_errors=True)
     return _made(output)
+
+
+def _provenance_of(output: Path) -> Any:
+    return read_manifest(output / "train").provenance
+
+
+def _as_json(options: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(options))
 
 
 def _made(output: Path) -> Prepared:

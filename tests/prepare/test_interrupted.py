@@ -128,6 +128,10 @@ def test_several_tasks_make_the_same(
     made = prepare_task([inputs], tmp_path / "out", bpe_path, task=0, **options)
     assert made is not None
     assert contents(tmp_path / "out") == undisturbed
+    late = prepare_task([inputs], tmp_path / "out", bpe_path, task=1, **options)
+    assert late == made, "a task that starts when all is done"
+    with pytest.raises(DataError, match="exists already"):
+        prepare_task([inputs], tmp_path / "out", bpe_path, task=1, **(options | {"tokens_per_shard": 50_000}))
 
 
 def test_tasks_that_run_at_once_make_one_dataset(
