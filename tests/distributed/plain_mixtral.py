@@ -12,8 +12,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 LAYERS, EXPERTS, CHOSEN = 5, 4, 2
 
 
-def mixtral(vocab_size: int) -> MixtralForCausalLM:
-    """A tiny random Mixtral in float32, the same at every call."""
+def mixtral(vocab_size: int, attention: str = "sdpa") -> MixtralForCausalLM:
+    """A tiny random Mixtral in float32, the same at every call, with one of `transformers`' ways to sum attention."""
     torch.manual_seed(11)
     config = MixtralConfig(
         vocab_size=vocab_size,
@@ -31,7 +31,7 @@ def mixtral(vocab_size: int) -> MixtralForCausalLM:
         output_router_logits=True,
         use_cache=False,
     )
-    model = MixtralForCausalLM(config)
+    model = MixtralForCausalLM._from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:  # exactly one would hide a norm that is not applied
