@@ -6,7 +6,7 @@ that was killed can go on where it was.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ def make_plan(files: Sequence[InputFile], options: Mapping[str, Any], text_key: 
     inputs = [(file.source, file.size, file.modified) for file in files]
     content = json.dumps([dict(options), inputs], sort_keys=True)
     units = (unit for file in files for unit in _units(file, text_key, part_bytes))
-    return Plan(list(_join(units, part_bytes)), options, hashlib.sha256(content.encode()).hexdigest())
+    return Plan(list(join(units, part_bytes)), options, hashlib.sha256(content.encode()).hexdigest())
 
 
 def cut_finely(files: Sequence[InputFile], text_key: str) -> list[Unit]:
@@ -161,7 +161,8 @@ def _record_batches(file: InputFile, text_key: str) -> Iterator[Unit]:
         yield Unit(file, number, number, file.size, broken="empty")
 
 
-def _join(units: Iterator[Unit], part_bytes: int) -> Iterator[Part]:
+def join(units: Iterable[Unit], part_bytes: int) -> Iterator[Part]:
+    """Parts of about `part_bytes` of text, of neighbours in `units`. One that is larger stands alone."""
     part: list[Unit] = []
     room = part_bytes
     for unit in units:

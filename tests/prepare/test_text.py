@@ -32,6 +32,26 @@ def test_a_sample_is_exact_the_same_each_time_and_from_all_over(corpus: Path) ->
     assert size(list(read_documents([corpus], max_bytes=10**9))) == size(everything)
 
 
+def test_a_sample_takes_from_every_large_file_by_its_size(tmp_path: Path) -> None:
+    for name, documents in (("one", 3_000), ("two", 3_000), ("three", 12_000)):
+        lines = [json.dumps({"text": f"{name} {number:05} " + "x" * 980}) for number in range(documents)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    sample = list(read_documents([tmp_path], max_bytes=2_000_000))
+    assert size(sample) == 2_000_000
+    assert len(set(sample)) == len(sample)
+    shares = {name: sum(text.startswith(name) for text in sample) / len(sample) for name in ("one", "two", "three")}
+    assert shares == pytest.approx({"one": 1 / 6, "two": 1 / 6, "three": 4 / 6}, abs=0.06)
+
+
+def test_what_a_stretch_lacks_the_others_give(tmp_path: Path) -> None:
+    """Lines that are rejected count in the size of their file, and leave room that the other's documents fill."""
+    (tmp_path / "bad.jsonl").write_text("no JSON\n" * 200_000)
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps({"text": f"{n:09}" * 100}) + "\n" for n in range(2_000)))
+    sample = list(read_documents([tmp_path], max_bytes=1_600_000))
+    assert size(sample) == 1_600_000
+    assert len(set(sample)) == len(sample)
+
+
 def test_a_cap_never_cuts_a_character(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("é" * 10, encoding="utf-8")
     assert list(read_documents([tmp_path], max_bytes=7)) == ["ééé"]
