@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,8 @@ def main() -> None:
         disk, warm = [], []
         for _ in range(options.rounds):
             for path, figures in ((folder, disk), (URL, warm)):
-                figure, digest = read(open_dataset(path, cache), length, batch)
+                with closing(open_dataset(path, cache)) as dataset:
+                    figure, digest = read(dataset, length, batch)
                 if digest != expected:
                     sys.exit("void: other tokens were read")
                 figures.append(figure)

@@ -103,8 +103,9 @@ class Samples:
         Raises:
             DataError: a shard is damaged.
         """
-        if self.dataset.is_remote:
-            self._fetch_ahead(int(np.asarray(positions).min()))
+        positions = np.asarray(positions)
+        if self.dataset.is_remote and positions.size:
+            self._fetch_ahead(positions.item(0))
         return self.cut.read(self.sample_ids(positions).tolist(), with_begins)
 
     def _fetch_ahead(self, position: int) -> None:
