@@ -144,7 +144,8 @@ def _page(output: Path, origin: Origin, counts: list[dict[str, Any]], examples: 
 <title>Cleaning of {escape(output.name)}</title>
 <style>{_STYLE}</style>
 <h1>Cleaning of {escape(output.name)}</h1>
-<p>{last:,} of {first:,} documents kept ({_share(last, first)}), from {len(origin.inputs):,} files.
+<p>{last:,} of {first:,} documents kept ({_share(last, first)}), from
+{len(origin.inputs):,} file{"s" * (len(origin.inputs) != 1)}.
 <span class="quiet">Recipe {origin.fingerprint}, datatrove {escape(origin.datatrove)}.</span></p>
 {warning}
 <h2>Steps</h2>

@@ -299,8 +299,11 @@ class KeepLanguages(LanguageFilter):
             self.model = FastTextFile(languages, model)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """True, or false and the language."""
-        return True if super().filter(doc) else (False, f"language {doc.metadata['language']}")
+        """True, or false and the language, or that one of those to keep is too unsure."""
+        if super().filter(doc):
+            return True
+        language = doc.metadata["language"]
+        return False, f"language {language}{', unsure' if language in self.languages else ''}"
 
 
 def step(options: Section, recipe: Recipe, index: Path, examples: Examples) -> PipelineStep:

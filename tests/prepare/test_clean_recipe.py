@@ -182,6 +182,10 @@ def test_a_language_model_of_the_user_s_judges(tmp_path: Path) -> None:
     keep = KeepLanguages(["en"], 0.65, str(tmp_path / "lid.bin"), None)
     assert keep.filter(Document("we go to the house", "a")) is True
     assert keep.filter(Document("wir gehen zum haus", "b")) == (False, "language de")
+    assert KeepLanguages(["en"], 1.1, str(tmp_path / "lid.bin"), None).filter(Document("we go to the house", "c")) == (
+        False,
+        "language en, unsure",
+    )
 
 
 SBATCH = """#!/bin/sh
