@@ -39,3 +39,7 @@ class StorageError(UserError):
 
 class ConversionError(UserError):
     """A model that cannot be converted, or whose conversion failed its verification."""
+
+
+class LaunchError(UserError):
+    """A job that cannot be started, found or told anything: no Slurm, or Slurm refuses."""
