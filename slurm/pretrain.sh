@@ -17,16 +17,19 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@120
 #
-# One task a node: the launcher, which starts and watches the node's processes.
+# One task a node: the launcher, which starts and watches the node's processes. This script's own process starts the
+# launchers, and sees to what comes after: it starts them again after a fault, and puts the job back into the queue.
 # USR1@120: two minutes before the time limit Slurm signals the job's steps (not this script, which it would only
-# with "B:"), so launchers and workers hear it at first hand. They write a checkpoint and end with 75, and this
-# script puts the job back into the queue. Make it longer if a checkpoint takes longer.
+# with "B:"), so launchers and workers hear it at first hand. They write a checkpoint and end. Make it longer if a
+# checkpoint takes longer.
 # append: a job that runs again goes on writing to the same file.
 #
 # What a site must add, here or as options of sbatch:
 ##SBATCH --account=... --partition=... --time=24:00:00
 ##SBATCH --gpus-per-node=8 --exclusive --mem=0       (whole nodes)
 ##SBATCH --gpus-per-node=2 --cpus-per-task=16 --mem=128G       (a part of one)
+##SBATCH --no-kill                                   (with launch.spare_nodes or launch.elastic: a lost node does not
+#                                                     end the job)
 # and before sbatch, whose environment travels along, or below in a copy of this file:
 #   module load ...; export NCCL_SOCKET_IFNAME=... (the fast network's interface)
 
@@ -53,40 +56,10 @@ fi
 command=("$BIGTRAIN_PYTHON" -m bigtrain pretrain "$@")
 if [ -n "${BIGTRAIN_NPROC:-}" ]; then command+=(--nproc "$BIGTRAIN_NPROC"); fi
 
-if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then # this machine, or a shell that srun opened
-  exec "${command[@]}"
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+  echo "== job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -Is), nodes $SLURM_JOB_NODELIST"
+  echo "== $(command -v "$BIGTRAIN_PYTHON"), $("$BIGTRAIN_PYTHON" --version), bigtrain $("$BIGTRAIN_PYTHON" -m bigtrain version)"
+  env | grep -E '^(BIGTRAIN|CUDA|DS|GLOO|MASTER|NCCL|OMP|PYTORCH|TORCH)_' | grep -viE 'key|token|secret|passw' | sort || true
+  echo "== $*"
 fi
-
-echo "== job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -Is), nodes $SLURM_JOB_NODELIST"
-echo "== $(command -v "$BIGTRAIN_PYTHON"), $("$BIGTRAIN_PYTHON" --version), bigtrain $("$BIGTRAIN_PYTHON" -m bigtrain version)"
-env | grep -E '^(BIGTRAIN|CUDA|DS|GLOO|MASTER|NCCL|OMP|PYTORCH|TORCH)_' | grep -viE 'key|token|secret|passw' | sort || true
-echo "== $*"
-
-# --wait: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait for
-# ever for those that are gone. (--kill-on-bad-exit would give them none, and 75 is a "bad exit" too.) After an
-# orderly stop all end at once: they meet for the last time when everything is written.
-# srun does not take --cpus-per-task over from sbatch.
-step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=15 --kill-on-bad-exit=0)
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then step+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
-
-# At preemption and scancel everything in the job gets SIGTERM, this script too: it stays, to see how the step ends.
-trap : TERM
-"${step[@]}" "${command[@]}" &
-srun=$!
-code=0
-while true; do
-  wait "$srun" && code=0 || code=$?
-  kill -0 "$srun" 2>/dev/null || break
-done
-
-echo "== ended with $code, $(date -Is)"
-if [ "$code" -eq 75 ]; then
-  # A cancelled job could be requeued as well, and a preempted one is already.
-  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-  if [ "$state" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-  else
-    echo "== not requeued: the job is $state"
-  fi
-fi
-exit "$code"
+exec "${command[@]}"

@@ -68,9 +68,17 @@ def pretrain(
     """Pretrain, or continue a run whose folder is there already."""
     from bigtrain.config import load_config, validate
     from bigtrain.launch.environment import world_from_environment
+    from bigtrain.launch.job import allocation, is_batch_step, supervise
     from bigtrain.launch.local import run_workers
 
     loaded = load_config(config, overrides or [])
+    command = [sys.executable, "-m", "bigtrain", "pretrain", str(config), *(overrides or [])]
+    if is_batch_step(os.environ):
+        from bigtrain.training.preflight import preflight
+
+        given = allocation(loaded, nproc, os.environ)
+        preflight(loaded)
+        sys.exit(supervise(loaded, command, given))
     world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
     validate(loaded, world.world_size)
     if not world.is_worker:
@@ -83,7 +91,7 @@ def pretrain(
         sys.exit(run(loaded))
     sys.exit(
         run_workers(
-            [sys.executable, "-m", "bigtrain", "pretrain", str(config), *(overrides or [])],
+            command,
             world,
             log_dir=Path(loaded.training.output_dir) / "logs",
         )

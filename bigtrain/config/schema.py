@@ -272,10 +272,10 @@ class TrainingConfig(Section):
     """Steps between two validations; 0: only after the last step."""
     validation_samples: NonNegativeInt = 0
     """Sequences of a validation; 0: the whole set."""
-    step_timeout: NonNegative = 1800.0
-    """Seconds after which a step, a batch of a validation or the wait for a checkpoint counts as hung: every rank
-    writes its stacks to its log, and the run ends with a fault. The first step of a start has ten minutes at least.
-    0 turns it off. The default is what the process groups wait for a peer: no step worth running takes as long."""
+    step_timeout: NonNegative = 120.0
+    """Seconds after which a step or a batch of a validation counts as hung, or five times what the longest so far took,
+    if that is more: every rank writes its stacks to its log, and the run ends with a fault. A start and its first step,
+    and what waits for storage, have ten minutes at least. 0 turns it off."""
 
 
 class CheckpointConfig(Section):

@@ -78,7 +78,7 @@ def train(run: Run) -> bool:
     stopping = False
     began_at = run.state.step
     while run.state.step < steps and not stopping:
-        run.watchdog.feed(f"step {run.state.step + 1}", run.state.step, first=run.state.step == began_at)
+        run.watchdog.feed(f"step {run.state.step + 1}", run.state.step, long=run.state.step == began_at)
         meter.start()
         micro = next(batches)
         meter.data_arrived()
@@ -93,11 +93,11 @@ def train(run: Run) -> bool:
             _validate(run)
         stopping = topology.any_rank(run.stop.received is not None)
         if stopping or _due(run.state.step, config.checkpoint.interval, steps):
-            run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step)
+            run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step, long=True)
             run.saver.save(run.state)
         else:
             run.saver.poll()
-    run.watchdog.feed("the wait for the last checkpoint", run.state.step)
+    run.watchdog.feed("the wait for the last checkpoint", run.state.step, long=True)
     run.saver.finish()
     batches.close()
     return run.state.step >= steps

@@ -1,5 +1,6 @@
 """A pretraining run on this process, from the configuration to the exit code."""
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def pretrain(config: Config) -> int:
             run = _start(config, layout, inputs, stop, watchdog)
             with closing(run.saver):
                 finished = train(run)
-            watchdog.feed("the end of the run", run.state.step)
+            watchdog.feed("the end of the run", run.state.step, long=True)
             exit_code = _end(run, finished)
     return exit_code
 
@@ -90,7 +91,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
     if layout.rank == 0:
         _record_inputs(config, inputs, output_dir)
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
-    watchdog.feed("building the model and reading the checkpoint", step, first=True)
+    watchdog.feed("building the model and reading the checkpoint", step, long=True)
     engine = Engine(config, layout)
     resumed = inputs.checkpoint
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
@@ -143,15 +144,24 @@ def _tokens_left_out(run: Run) -> int | dict[str, int | None] | None:
     return train.cut.tokens_left_out()
 
 
+def _slurm_job() -> dict[str, Any]:
+    """Which job this is, and how often Slurm has started it before."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return {"slurm_job_id": os.environ["SLURM_JOB_ID"], "slurm_restart_count": restarts}
+
+
 def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
     layout = run.layout.describe()
+    job = _slurm_job()
     stages = {"stages": run.inputs.data_identity["stages"]} if "stages" in run.inputs.data_identity else {}
     if resumed:
-        run.event("resume", layout=layout, saved_with=resumed.layout, **stages)
+        run.event("resume", layout=layout, saved_with=resumed.layout, **job, **stages)
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        run.event("start", layout=layout, tokens_left_out=_tokens_left_out(run), **stages)
+        run.event("start", layout=layout, tokens_left_out=_tokens_left_out(run), **job, **stages)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )

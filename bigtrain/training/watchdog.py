@@ -16,15 +16,19 @@ from types import FrameType
 
 from bigtrain.training import faults, records
 
-FIRST_STEP_SECONDS = 600.0
-"""What the first step of a start may take at least: kernels are chosen, compiled and connected."""
+LONG_SECONDS = 600.0
+"""What a start and its first step may take at least, where kernels are chosen, compiled and connected; and what hangs
+on storage."""
+_PATIENCE = 5.0
+"""What takes so many times as long as the longest of its kind before is taken for hung, and nothing sooner."""
 _LEAVE_AFTER = 3.0  # seconds; until the other ranks, whose step began a little later, have told theirs
 _TICK = 0.25
 _OURS = str(Path(__file__).parent.parent)
 
 
 class Watchdog:
-    """Ends the process when it is not fed for `seconds`; 0 turns it off. Watches from `with` to its end."""
+    """Ends the process when it is not fed for `seconds`, or five times what the longest step so far took; 0 turns it
+    off. Watches from `with` to its end."""
 
     def __init__(self, seconds: float, output_dir: Path, rank: int, world_size: int) -> None:
         self._seconds = seconds
@@ -33,6 +37,8 @@ class Watchdog:
         self._world_size = world_size
         self._doing, self._step, self._limit = "", 0, 0.0
         self._deadline = float("inf")
+        self._fed_at, self._long = 0.0, True
+        self._longest = {True: 0.0, False: 0.0}
         self._closed = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -49,18 +55,22 @@ class Watchdog:
         if self._seconds:
             faulthandler.cancel_dump_traceback_later()
 
-    def feed(self, doing: str, step: int, *, first: bool = False) -> None:
+    def feed(self, doing: str, step: int, *, long: bool = False) -> None:
         """Begin to count anew.
 
         Args:
             doing: What begins now, for the message: "step 17".
             step: Steps done.
-            first: It may take longer, as the first of its kind.
+            long: It may take `LONG_SECONDS`: the first of its kind, or waiting for storage.
         """
         if self._seconds:
             self._doing, self._step = doing, step
-            self._limit = max(self._seconds, FIRST_STEP_SECONDS) if first else self._seconds
-            self._deadline = time.monotonic() + self._limit
+            now = time.monotonic()
+            if self._fed_at:
+                self._longest[self._long] = max(self._longest[self._long], now - self._fed_at)
+            self._fed_at, self._long = now, long
+            self._limit = max(self._seconds, _PATIENCE * self._longest[long], LONG_SECONDS if long else 0.0)
+            self._deadline = now + self._limit
             faulthandler.dump_traceback_later(self._limit + 2 * _LEAVE_AFTER, exit=True, file=self._log)
 
     def _watch(self) -> None:

@@ -24,8 +24,16 @@ def fed_in_time():
         threading.Event().wait(0.2)
 
 def first_step():
-    watchdog.feed("step 1", 0, first=True)
+    watchdog.feed("step 1", 0, long=True)
     threading.Event().wait(2)
+
+def one_long_step():
+    watchdog.feed("step 1", 0)
+    threading.Event().wait(0.5)
+    watchdog.feed("step 2", 1)
+    threading.Event().wait(2)
+    watchdog.feed("step 3", 2)
+    threading.Event().wait()
 
 with Watchdog(float(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), 2) as watchdog:
     watchdog.feed("step 7", 6)
@@ -79,6 +87,13 @@ def test_it_is_quiet_while_it_is_fed_and_when_it_is_over(tmp_path: Path) -> None
 
 def test_the_first_step_may_take_longer(tmp_path: Path) -> None:
     assert work("first_step", 0.5, tmp_path) == (0, "", "")
+
+
+def test_what_long_steps_take_is_learned(tmp_path: Path) -> None:
+    """Two seconds are within five times half a second; the next limit follows from them."""
+    code, told, _ = work("one_long_step", 0.8, tmp_path)
+    assert code == 1
+    assert told.startswith("rank 0: step 3 has taken more than 10.")
 
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:

@@ -1,0 +1,250 @@
+"""A run's Slurm job, from its batch step: start a launcher on each node, and see to what comes after.
+
+    launchers end with 0     the run is done
+    2, a user's mistake      so does the job: trying again would not help
+    75, asked to stop        back into the queue, unless the job was cancelled or `bigtrain stop` has asked
+    otherwise, a fault       again at once on the nodes that answer, if they are enough; else by way of the queue.
+                             Not when the run has failed three times in a row at the same step
+
+A node that is lost takes the job with it, and Slurm puts that back into the queue, unless it was submitted with
+`--no-kill`: then what is left, and the spare nodes, go on here.
+"""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from bigtrain.config import Config, validate
+from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError, LaunchError
+from bigtrain.launch import slurm
+from bigtrain.launch.environment import expand_hosts, gpus_on_node
+from bigtrain.training import records
+
+STOP = "stop"
+"""A file in the run's folder: when the run ends it is not to be continued."""
+SAME_STEP = 3
+"""Failures in a row without a step in between, after which a run is not started again."""
+_ANSWER_SECONDS = 20
+_ORDERLY = {"preempt", "stop", "fault"}
+"""Events that end a start of a run."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What Slurm gave to the job, and how to start a launcher on a node of it."""
+
+    job_id: str
+    restart_count: int
+    nodes: list[str]
+    """Host names, in Slurm's order."""
+    nproc: int
+    """Processes on each node."""
+    srun_options: list[str]
+    prefix: list[str]
+    """Words before the command, such as a container's."""
+    submission: Path | None
+    """The batch script, where `bigtrain submit` wrote it."""
+    is_batch: bool
+    """Whether Slurm can put the job back into its queue."""
+
+
+def is_batch_step(env: Mapping[str, str]) -> bool:
+    """Whether this process has a job's nodes, but is not on each of them: a batch script, or a shell of `salloc`."""
+    return "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env and "RANK" not in env
+
+
+def allocation(config: Config, nproc: int | None, env: Mapping[str, str]) -> Allocation:
+    """What Slurm's variables in the batch step say; `nproc` is what the user says of processes a node.
+
+    Raises:
+        ConfigError: there are not more nodes than `launch.spare_nodes`.
+    """
+    nodes = expand_hosts(env["SLURM_JOB_NODELIST"])
+    spare = config.launch.spare_nodes
+    if len(nodes) <= spare:
+        raise ConfigError(
+            f"launch.spare_nodes is {spare}, and the job has {len(nodes)} node{'s' * (len(nodes) > 1)}: "
+            f"ask for {spare} more than compute, `sbatch --nodes={spare + 1}` at least"
+        )
+    options = shlex.split(env.get("BIGTRAIN_SRUN_ARGS", ""))
+    if "SLURM_CPUS_PER_TASK" in env:  # srun does not take it over from sbatch
+        options.append(f"--cpus-per-task={env['SLURM_CPUS_PER_TASK']}")
+    submission = env.get("BIGTRAIN_SUBMISSION")
+    computing = len(nodes) - spare
+    wanted = nproc or config.launch.processes_per_node or gpus_on_node(env)
+    return Allocation(
+        job_id=env["SLURM_JOB_ID"],
+        restart_count=int(env.get("SLURM_RESTART_COUNT", "0")),
+        nodes=nodes,
+        nproc=wanted or -(-config.parallel.model_parallel_size // computing),
+        srun_options=options,
+        prefix=shlex.split(env.get("BIGTRAIN_PREFIX", "")),
+        submission=Path(submission) if submission else None,
+        is_batch=env.get("ENVIRONMENT") == "BATCH",
+    )
+
+
+def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
+    """Keep the run going on the job's nodes until it is done, or must leave them.
+
+    Args:
+        config: The run's.
+        command: `python -m bigtrain pretrain …`, as every node is to start it, without `--nproc`.
+        given: The job's nodes.
+
+    Returns:
+        0: done; 2: a user's mistake; 75: stopped, and put back into the queue where that was possible; else the
+        exit code of a fault that ended the run for good.
+
+    Raises:
+        UserError: The run cannot work on these nodes.
+    """
+    output_dir = Path(config.training.output_dir)
+    nodes = given.nodes[: len(given.nodes) - config.launch.spare_nodes]
+    validate(config, len(nodes) * given.nproc)
+    _recall_unrecorded(output_dir)
+    if given.restart_count and (loop := _crash_loop(output_dir)):
+        raise LaunchError(loop)
+    _survive_signals()
+    while True:
+        code = _run_step(given, nodes, command)
+        if code in (0, EXIT_USER_ERROR):
+            return code
+        if code == EXIT_REQUEUE:
+            return _requeue_unless_stopped(config, given)
+        _record_fault(output_dir, code, nodes, given)
+        if (state := _state(given)) not in ("RUNNING", None):
+            _say(f"not started again: the job is {state}")
+            return code
+        if loop := _crash_loop(output_dir):
+            raise LaunchError(loop)
+        left = _nodes_for(config, given)
+        if left is None:
+            return _requeue(config, given)
+        nodes = left
+        _say(f"starting again on {','.join(nodes)}")
+
+
+def _run_step(given: Allocation, nodes: Sequence[str], command: Sequence[str]) -> int:
+    """Start the launchers and wait until they have ended.
+
+    `--wait`: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait
+    for ever for those that are gone. (`--kill-on-bad-exit` would give them none, and 75 is a "bad exit" too.) After an
+    orderly stop all end at once: they meet for the last time when everything is written.
+    """
+    step = ["srun", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes)}"]
+    step += ["--ntasks-per-node=1", "--wait=15", "--kill-on-bad-exit=0", *given.srun_options]
+    code = subprocess.Popen([*step, *given.prefix, *command, "--nproc", str(given.nproc)]).wait()
+    return 128 - code if code < 0 else code
+
+
+def _nodes_for(config: Config, given: Allocation) -> list[str] | None:
+    """Nodes of the job that answer, as many as compute; with `launch.elastic` fewer will do. None: too few."""
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(_answers, given.nodes))
+    answering = [node for node, answered in zip(given.nodes, answers, strict=True) if answered]
+    for node in given.nodes:
+        if node not in answering:
+            _say(f"node {node} does not answer")
+    wanted = len(given.nodes) - config.launch.spare_nodes
+    for count in range(min(wanted, len(answering)), 0, -1):
+        if count < wanted and not config.launch.elastic:
+            return None
+        try:
+            validate(config, count * given.nproc)
+        except ConfigError:
+            continue
+        return answering[:count]
+    return None
+
+
+def _answers(node: str) -> bool:
+    """Whether Slurm can start something on a node."""
+    command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--gres=none", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def _requeue_unless_stopped(config: Config, given: Allocation) -> int:
+    stop = Path(config.training.output_dir) / STOP
+    if stop.exists():
+        stop.unlink()
+        _say("stopped as asked")
+        return EXIT_REQUEUE
+    if (state := _state(given)) not in ("RUNNING", None):
+        _say(f"not put back into the queue: the job is {state}")  # cancelled; or preempted, and Slurm has done it
+        return EXIT_REQUEUE
+    return _requeue(config, given)
+
+
+def _requeue(config: Config, given: Allocation) -> int:
+    """Have Slurm start the job again, or another in its place."""
+    if not given.is_batch:
+        _say("the same command goes on from here: this job is a shell, and Slurm cannot start it again")
+        return EXIT_REQUEUE
+    if config.launch.chain and given.submission is not None:
+        told = slurm.ask("sbatch", f"--dependency=afterany:{given.job_id}", str(given.submission))
+        _say(f"followed by another job: {told.strip()}")
+    else:
+        slurm.ask("scontrol", "requeue", given.job_id)
+        _say("put back into the queue")
+    return EXIT_REQUEUE
+
+
+def _state(given: Allocation) -> str | None:
+    found = slurm.jobs([given.job_id])
+    return next((job.state for job in found.values()), None)
+
+
+def _record_fault(output_dir: Path, code: int, nodes: Sequence[str], given: Allocation) -> None:
+    world_size = len(nodes) * given.nproc
+    records.event(output_dir, "fault", _last_step(output_dir), world_size, exit_code=code, nodes=list(nodes))
+
+
+def _recall_unrecorded(output_dir: Path) -> None:
+    """Record an earlier start whose end nobody could record: its batch step was lost with its node, or killed."""
+    events = list(records.read_rows(output_dir / records.EVENTS))
+    if events and events[-1]["event"] not in _ORDERLY:
+        records.event(output_dir, "fault", _last_step(output_dir), events[-1]["world_size"], exit_code=None)
+
+
+def _last_step(output_dir: Path) -> int:
+    step = 0
+    for row in records.read_rows(output_dir / records.METRICS):
+        step = row["step"]
+    return step
+
+
+def _crash_loop(output_dir: Path) -> str | None:
+    """What to say where the last `SAME_STEP` starts have all failed at the same step."""
+    ends = [row for row in records.read_rows(output_dir / records.EVENTS) if row["event"] in _ORDERLY]
+    faults = list(takewhile(lambda row: row["event"] == "fault", reversed(ends)))[:SAME_STEP]
+    steps = {row["step"] for row in faults}
+    if len(faults) < SAME_STEP or len(steps) > 1:
+        return None
+    return (
+        f"{output_dir}: the last {SAME_STEP} starts have all failed after step {steps.pop()}, so the next would too: "
+        f"not started again. See what the job has printed above, and {output_dir}/logs; submit it anew when the cause "
+        "is mended"
+    )
+
+
+def _survive_signals() -> None:
+    """At preemption and `scancel` the batch step gets SIGTERM as its launchers do; it stays, to see how they end."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"== {text}, {time.strftime('%H:%M:%S')}\n")
+    sys.stdout.flush()
