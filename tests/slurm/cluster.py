@@ -1,0 +1,310 @@
+"""A real Slurm on this machine: a controller and a few nodes, of which tests take the life.
+
+Root on Debian. Each node has its own network and host name where the kernel lets us make one (`isolated`), else all
+share the machine's: then a node can be killed, but not cut off. Nothing is left behind: every daemon is a child of this
+process and dies with it.
+
+    python tests/slurm/cluster.py install        Debian's packages
+    python tests/slurm/cluster.py shell          a shell with a cluster around it
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PACKAGES = ["munge", "slurmctld", "slurmd", "slurm-client", "iproute2"]
+NETWORK, BRIDGE, MARK = "10.83.7", "bigtrain0", "# bigtrain test cluster"
+_UP = {"idle", "mixed", "allocated", "completing"}
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None:
+    """Look again and again until `condition` holds.
+
+    Raises:
+        TimeoutError: It has not within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come about within {seconds:g} seconds")
+        time.sleep(0.1)
+
+
+class Cluster:
+    """Nodes n1 … nN in the partitions `main` (default), `high`, which preempts it, and `low`, which it preempts."""
+
+    def __init__(self, folder: Path, nodes: int = 4, cpus: int = 4, gpus: int = 2) -> None:
+        self.folder = folder
+        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self._cpus, self._gpus = cpus, gpus
+        self.isolated = _can_isolate()
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._homes: dict[str, subprocess.Popen[bytes]] = {}
+        self._configuration = folder / "slurm.conf"
+        self.env = {"SLURM_CONF": str(self._configuration)}
+        """What Slurm's commands need to find this cluster."""
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are up."""
+        self.folder.chmod(0o755)  # munge's clients must come through
+        for name in ("state", "devices", *(f"spool-{node}" for node in self.nodes)):
+            (self.folder / name).mkdir()
+        self._write_hosts(self.nodes)
+        if self.isolated:
+            self._make_bridge()
+        self._configure()
+        key, socket_path = self.folder / "munge.key", self.folder / "munge.sock"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        files = {"key-file": key, "socket": socket_path, "pid-file": self.folder / "munged.pid"}
+        files |= {"log-file": self.folder / "munged.log", "seed-file": self.folder / "munge.seed"}
+        self._daemon("munged", ["munged", "--foreground", *(f"--{name}={path}" for name, path in files.items())])
+        wait_for("munge", socket_path.exists, 20)
+        self._daemon("slurmctld", ["slurmctld", "-D"])
+        wait_for("the controller", lambda: "is UP" in self.ask("scontrol", "ping", check=False), 30)
+        for node in self.nodes:
+            self.revive(node)
+
+    def stop(self) -> None:
+        """End everything."""
+        for node in self.nodes:
+            self.kill(node)
+        for name in ("slurmctld", "munged"):
+            if daemon := self._daemons.get(name):
+                daemon.terminate()
+                daemon.wait()
+        for home in self._homes.values():
+            home.kill()
+            home.wait()
+        if self.isolated:
+            subprocess.run(["ip", "link", "del", BRIDGE], check=False)
+        self._write_hosts([])
+
+    def ask(self, *command: str, check: bool = True, **variables: str) -> str:
+        """What a command prints, run with this cluster as its Slurm."""
+        env = {**os.environ, **self.env, **variables}
+        return subprocess.run(command, env=env, check=check, stdout=subprocess.PIPE, text=True).stdout
+
+    def kill(self, node: str) -> None:
+        """What a power cut does: nothing of the node lives on."""
+        if daemon := self._daemons.pop(node, None):
+            daemon.kill()
+            daemon.wait()
+        while found := list(self._processes(node)):  # one may fork between a look and a stroke
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def revive(self, node: str) -> None:
+        """Start a node, and wait until it is up."""
+        if self.isolated and node not in self._homes:
+            self._build_home(node)
+        self._daemon(node, [*self._inside(node), "env", f"SLURMD_NODENAME={node}", "slurmd", "-D", "-N", node])
+        wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+
+    def cut(self, node: str) -> None:
+        """Pull the plug of its network: nothing is closed, nothing is answered."""
+        subprocess.run(["ip", "link", "set", f"bt-{node}", "down"], check=True)
+
+    def heal(self, node: str) -> None:
+        """Put the plug back in, and wait until the node is up."""
+        subprocess.run(["ip", "link", "set", f"bt-{node}", "up"], check=True)
+        wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+
+    def _state(self, node: str) -> str:
+        return (
+            self.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T", check=False)
+            .split("\n")[0]
+            .strip()
+        )
+
+    def _daemon(self, name: str, command: Sequence[str]) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self._daemons[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def _processes(self, node: str) -> Iterator[int]:
+        home = self._homes.get(node)
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if home is not None:
+                    there = (path / "ns/net").readlink() == Path(f"/proc/{home.pid}/ns/net").readlink()
+                    if there and int(path.name) != home.pid:
+                        yield int(path.name)
+                else:
+                    variables = (path / "environ").read_bytes().split(b"\0")
+                    marks = {f"SLURM_CONF={self._configuration}".encode(), f"SLURMD_NODENAME={node}".encode()}
+                    if marks <= set(variables):
+                        yield int(path.name)
+
+    def _inside(self, node: str) -> list[str]:
+        """Words that take a command to a node."""
+        if not self.isolated:
+            return []
+        return ["nsenter", "--target", str(self._homes[node].pid), "--net", "--uts"]
+
+    def _make_bridge(self) -> None:
+        subprocess.run(["ip", "link", "del", BRIDGE], check=False, stderr=subprocess.DEVNULL)
+        _ip("link", "add", BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
+
+    def _build_home(self, node: str) -> None:
+        """A host name and a network of its own, kept by a process that sleeps."""
+        number = self.nodes.index(node) + 1
+        command = ["unshare", "--net", "--uts", "sh", "-c", f"hostname {node} && exec sleep infinity"]
+        home = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
+        self._homes[node] = home
+        name = ["nsenter", "--target", str(home.pid), "--uts", "hostname"]
+        named = lambda: subprocess.run(name, check=False, capture_output=True, text=True).stdout.strip() == node  # noqa: E731
+        wait_for(f"the home of {node}", named, 10)
+        _ip("link", "add", f"bt-{node}", "type", "veth", "peer", "name", "eth0", "netns", str(home.pid))
+        _ip("link", "set", f"bt-{node}", "master", BRIDGE, "up")
+        inside = self._inside(node)
+        for words in (["link", "set", "lo", "up"], ["addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0"]):
+            subprocess.run([*inside, "ip", *words], check=True)
+        subprocess.run([*inside, "ip", "link", "set", "eth0", "up"], check=True)
+
+    def _write_hosts(self, nodes: Sequence[str]) -> None:
+        """In place: it may be mounted."""
+        kept = [line for line in Path("/etc/hosts").read_text().splitlines() if not line.endswith(MARK)]
+        addresses = [f"{NETWORK}.{number}" if self.isolated else "127.0.0.1" for number in range(1, len(nodes) + 1)]
+        named = [f"{address} {node} {MARK}" for address, node in zip(addresses, nodes, strict=True)]
+        Path("/etc/hosts").write_text("\n".join([*kept, *named]) + "\n")
+
+    def _configure(self) -> None:
+        folder, host, count = self.folder, socket.gethostname().partition(".")[0], len(self.nodes)
+        first = _free_ports(count + 2)
+        for number in range(self._gpus):
+            (folder / f"devices/gpu{number}").symlink_to("/dev/null")
+        gpus = f"Name=gpu File={folder}/devices/gpu[0-{self._gpus - 1}]\n" if self._gpus else ""
+        (folder / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
+        where = f"NodeAddr={NETWORK}.[1-{count}] Port={first + 1}"
+        if not self.isolated:
+            where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 1}-{first + count}]"
+        address = f"{NETWORK}.254" if self.isolated else "127.0.0.1"
+        resources = f"CPUs={self._cpus} RealMemory=16000 Gres=gpu:{self._gpus}"
+        self._configuration.write_text(f"""\
+ClusterName=bigtrain
+SlurmUser=root
+SlurmctldHost={host}({address})
+SlurmctldPort={first}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmdLogFile={folder}/slurmd.%n.log
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+FirstJobId={int(time.time()) // 10 % 10**7 + 1000}
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=5
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+PropagateResourceLimits=NONE
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName=n[1-{count}] {where} {resources}
+PartitionName=main Nodes=ALL Default=YES PriorityTier=10
+PartitionName=high Nodes=ALL PriorityTier=20
+PartitionName=low Nodes=ALL PriorityTier=1
+""")
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A cluster that lives as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="bigtrain-slurm-") as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def install() -> None:
+    """Debian's packages, without the services that they would start."""
+    if all(
+        shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "slurmd", "munged", "ip")
+    ):
+        return
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        subprocess.run(["apt-get", "-qq", "update"], env=env, check=True)
+        command = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", *PACKAGES]
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def _can_isolate() -> bool:
+    probe = ["unshare", "--net", "--uts", "ip", "link", "add", "probe", "type", "bridge"]
+    return subprocess.run(probe, check=False, capture_output=True).returncode == 0
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many neighbouring ports that nobody listens on."""
+    for first in range(21_000, 30_000, 50):
+        with suppress(OSError):
+            for number in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("", number))
+            return first
+    raise OSError("no free ports between 21000 and 30000")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    match sys.argv[1:]:
+        case ["install"]:
+            install()
+        case ["shell", *words]:
+            with running_cluster() as cluster:
+                command = words or [os.environ.get("SHELL", "bash")]
+                sys.exit(subprocess.run(command, env={**os.environ, **cluster.env}, check=False).returncode)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
