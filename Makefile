@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 RUN := . $(BIN)/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-distributed test-newest check fmt clean
+.PHONY: help install demo test test-slow test-slurm test-distributed test-newest check fmt clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo              train, resume, export and sample a small GPT, by the commands a user would type'
 	@echo 'make test              the tests without those marked slow'
 	@echo 'make test-slow         those: eight processes, kills at random moments, verification of whole configurations'
+	@echo 'make test-slurm        a real Slurm, installed, started and broken here (root, Debian)'
 	@echo 'make test-distributed  only those with several processes, the slow ones too'
 	@echo 'make test-newest       those on Python 3.12 with the newest megatron-core'
 	@echo 'make check             lint, format and types'
@@ -30,17 +31,22 @@ demo: $(VENV)/installed
 
 # Those that start several processes want the cores for themselves.
 test: $(VENV)/installed
-	$(RUN) pytest -n $(WORKERS) -m 'not distributed and not slow'
-	$(RUN) pytest -m 'distributed and not slow'
+	$(RUN) pytest -n $(WORKERS) -m 'not distributed and not slow and not slurm'
+	$(RUN) pytest -m 'distributed and not slow and not slurm'
 
 test-slow: $(VENV)/installed
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m 'slow and not slurm'
+
+# As root, on Debian.
+test-slurm: $(VENV)/installed
+	$(RUN) python tests/slurm/slurm_cluster.py install
+	$(RUN) pytest -m slurm
 
 test-distributed: $(VENV)/installed
-	$(RUN) pytest -m distributed
+	$(RUN) pytest -m 'distributed and not slurm'
 
 test-newest: $(VENV)-newest/installed
-	. $(VENV)-newest/bin/activate && pytest -m distributed
+	. $(VENV)-newest/bin/activate && pytest -m 'distributed and not slurm'
 
 check: $(VENV)/installed
 	$(RUN) ruff check

@@ -4,11 +4,12 @@ Root on Debian. Each node has its own network and host name where the kernel let
 share the machine's: then a node can be killed, but not cut off. Nothing is left behind: every daemon is a child of this
 process and dies with it.
 
-    python tests/slurm/cluster.py install        Debian's packages
-    python tests/slurm/cluster.py shell          a shell with a cluster around it
+    python tests/slurm/slurm_cluster.py install        Debian's packages
+    python tests/slurm/slurm_cluster.py shell          a shell with a cluster around it
 """
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -238,8 +239,10 @@ PartitionName=low Nodes=ALL PriorityTier=1
 
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """A cluster that lives as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="bigtrain-slurm-") as folder:
+    """A cluster that lives as long as the block; where there is one already, when that is gone."""
+    lock = Path(tempfile.gettempdir()) / "bigtrain-slurm.lock"
+    with lock.open("w") as held, tempfile.TemporaryDirectory(prefix="bigtrain-slurm-") as folder:
+        fcntl.flock(held, fcntl.LOCK_EX)
         cluster = Cluster(Path(folder))
         try:
             cluster.start()

@@ -1,0 +1,191 @@
+"""What can befall a job, done to real ones, and what it cost."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm_cluster import Cluster, wait_for
+
+SCRIPT = Path(__file__).parents[2] / "slurm/pretrain.sh"
+CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
+"""What differs between two runs that compute the same."""
+PATIENCE = 150.0
+"""Seconds in which anything here must have happened."""
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file that may be growing."""
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@dataclass
+class Job:
+    """A submitted run."""
+
+    cluster: Cluster
+    id: str
+    run: Path
+    out: Path
+
+    @property
+    def state(self) -> str:
+        """Slurm's word for it; empty when it is forgotten."""
+        command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={self.id}"]
+        return self.cluster.ask(*command, check=False).strip()
+
+    @property
+    def nodes(self) -> list[str]:
+        """Where it runs; the first has the batch step."""
+        command = ["squeue", "--noheader", "--format=%N", f"--jobs={self.id}"]
+        listed = self.cluster.ask(*command).strip()
+        return self.cluster.ask("scontrol", "show", "hostnames", listed).split()
+
+    @property
+    def step(self) -> int:
+        """The last step that it has logged."""
+        return max((row["step"] for row in rows(self.run / "metrics.jsonl")), default=0)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [row for row in rows(self.run / "events.jsonl") if row["event"] == name]
+
+    def reach(self, step: int) -> None:
+        """Wait until a step is done."""
+        wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE)
+
+    def end(self) -> str:
+        """Wait until the job is over; gives its state."""
+        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", ""}
+        wait_for(f"the end of {self.run.name}", lambda: self.state in ended, PATIENCE)
+        return self.state
+
+    def pids(self, node: str) -> list[int]:
+        """The workers on a node, in the order of their ranks."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "environ").read_text().split("\0")
+            except (OSError, UnicodeDecodeError):
+                continue
+            variables = dict(word.split("=", 1) for word in words if "=" in word)
+            is_ours = variables.get("SLURM_JOB_ID") == self.id and variables.get("SLURMD_NODENAME") == node
+            if is_ours and "RANK" in variables:
+                found[int(variables["RANK"])] = int(path.name)
+        return [found[rank] for rank in sorted(found)]
+
+
+class Runs:
+    """Runs of one configuration on one cluster."""
+
+    def __init__(self, cluster: Cluster, folder: Path, config: Path, python: str) -> None:
+        self.cluster, self.folder, self.config, self._python = cluster, folder, config, python
+        self._undisturbed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+
+    def submit(self, name: str, *options: str, overrides: tuple[str, ...] = (), nproc: int = 1) -> Job:
+        """Submit the script as a user does, on two nodes unless `options` say otherwise."""
+        run, out = self.folder / name, self.folder / f"{name}.out"
+        command = ["sbatch", "--parsable", "--nodes=2", f"--output={out}", *options, str(SCRIPT), str(self.config)]
+        told = self.cluster.ask(
+            *command, f"training.output_dir={run}", *overrides, BIGTRAIN_PYTHON=self._python, BIGTRAIN_NPROC=str(nproc)
+        )
+        return Job(self.cluster, told.strip(), run, out)
+
+    def undisturbed(self, *overrides: str, nproc: int = 2) -> list[dict[str, Any]]:
+        """The curve of the same run on this machine alone, left in peace."""
+        key = (*overrides, str(nproc))
+        if key not in self._undisturbed:
+            run = self.folder / f"undisturbed-{len(self._undisturbed)}"
+            env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+            env |= {"BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
+            command = ["bash", str(SCRIPT), str(self.config), f"training.output_dir={run}", *overrides]
+            subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+            self._undisturbed[key] = curve(run)
+        return self._undisturbed[key]
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """What a run has computed, step by step."""
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows(run / "metrics.jsonl")]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a stroke cost."""
+
+    strike: str
+    lost_steps: int
+    """Steps that were done again."""
+    noticed: float
+    """Seconds until the run knew: it recorded that it stops or has failed, or Slurm took the job from its nodes."""
+    started: float
+    """Seconds until the processes were there again, the checkpoint loaded."""
+    stepped: float
+    """Seconds until the first step beyond all that were done before."""
+
+
+def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
+    """Do it, and measure until the run is further than it was."""
+    resumed = len(job.events("resume"))
+    step, began = job.step, time.time()
+    stroke(job)
+    seen: list[float] = []
+
+    def noticed() -> bool:
+        ends = [row["time"] for what in ("fault", "preempt") for row in job.events(what) if row["time"] > began]
+        if ends or job.state not in ("RUNNING",):
+            seen.append(min(ends, default=time.time()))
+        return bool(seen)
+
+    wait_for(f"{name}: somebody notices", noticed, PATIENCE)
+    wait_for(f"{name}: the run goes on", lambda: len(job.events("resume")) > resumed, PATIENCE)
+    back = job.events("resume")[resumed]
+    job.reach(step + 1)
+    return Recovery(
+        strike=name,
+        lost_steps=max(0, step - back["step"]),
+        noticed=seen[0] - began,
+        started=back["time"] - began,
+        stepped=time.time() - began,
+    )
+
+
+def warning(job: Job) -> None:
+    """What Slurm sends before a time limit."""
+    job.cluster.ask("scancel", "--signal=USR1", job.id)
+
+
+def requeue(job: Job) -> None:
+    job.cluster.ask("scontrol", "requeue", job.id)
+
+
+def kill_node(job: Job) -> None:
+    """The one without the batch step."""
+    job.cluster.kill(job.nodes[1])
+
+
+def kill_first_node(job: Job) -> None:
+    job.cluster.kill(job.nodes[0])
+
+
+def cut_node(job: Job) -> None:
+    job.cluster.cut(job.nodes[1])
+
+
+def kill_rank(job: Job) -> None:
+    os.kill(job.pids(job.nodes[1])[0], signal.SIGKILL)
+
+
+def stop_rank(job: Job) -> None:
+    os.kill(job.pids(job.nodes[1])[0], signal.SIGSTOP)
+
+
+def preempt(job: Job) -> None:
+    """All nodes are wanted by a job of more weight, for a moment."""
+    words = ["--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    job.cluster.ask("sbatch", "--parsable", *words)
