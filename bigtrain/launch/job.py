@@ -22,7 +22,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from bigtrain.config import Config, validate
-from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError, LaunchError
+from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
 from bigtrain.launch import slurm
 from bigtrain.launch.environment import expand_hosts, gpus_on_node
 from bigtrain.training import records
@@ -111,7 +111,8 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
     validate(config, len(nodes) * given.nproc)
     _recall_unrecorded(output_dir)
     if given.restart_count and (loop := _crash_loop(output_dir)):
-        raise LaunchError(loop)
+        _say(loop)
+        return 1
     _survive_signals()
     while True:
         code = _run_step(given, nodes, command)
@@ -124,7 +125,8 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
             _say(f"not started again: the job is {state}")
             return code
         if loop := _crash_loop(output_dir):
-            raise LaunchError(loop)
+            _say(loop)
+            return code
         left = _nodes_for(config, given)
         if left is None:
             return _requeue(config, given)
@@ -138,9 +140,11 @@ def _run_step(given: Allocation, nodes: Sequence[str], command: Sequence[str]) -
     `--wait`: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait
     for ever for those that are gone. (`--kill-on-bad-exit` would give them none, and 75 is a "bad exit" too.) After an
     orderly stop all end at once: they meet for the last time when everything is written.
+
+    `--overlap`: a step that has lost a node holds what it had until Slurm has given the node up.
     """
     step = ["srun", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes)}"]
-    step += ["--ntasks-per-node=1", "--wait=15", "--kill-on-bad-exit=0", *given.srun_options]
+    step += ["--ntasks-per-node=1", "--wait=15", "--kill-on-bad-exit=0", "--overlap", *given.srun_options]
     code = subprocess.Popen([*step, *given.prefix, *command, "--nproc", str(given.nproc)]).wait()
     return 128 - code if code < 0 else code
 

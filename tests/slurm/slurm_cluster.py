@@ -98,7 +98,7 @@ class Cluster:
 
     def kill(self, node: str) -> None:
         """What a power cut does: nothing of the node lives on."""
-        if daemon := self._daemons.pop(node, None):
+        if daemon := self._daemons.get(node):
             daemon.kill()
             daemon.wait()
         while found := list(self._processes(node)):  # one may fork between a look and a stroke
@@ -114,13 +114,24 @@ class Cluster:
         wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
 
     def cut(self, node: str) -> None:
-        """Pull the plug of its network: nothing is closed, nothing is answered."""
-        subprocess.run(["ip", "link", "set", f"bt-{node}", "down"], check=True)
+        """Pull the plug of its network: nothing is closed, nothing is answered. Without one its processes freeze."""
+        if self.isolated:
+            _ip("link", "set", f"bt-{node}", "down")
+        else:
+            for pid in self._processes(node):
+                os.kill(pid, signal.SIGSTOP)
 
-    def heal(self, node: str) -> None:
-        """Put the plug back in, and wait until the node is up."""
-        subprocess.run(["ip", "link", "set", f"bt-{node}", "up"], check=True)
-        wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+    def repair(self, node: str) -> None:
+        """Bring a node back, however it was lost."""
+        if self.isolated:
+            _ip("link", "set", f"bt-{node}", "up")
+        else:
+            for pid in self._processes(node):
+                os.kill(pid, signal.SIGCONT)
+        if self._daemons[node].poll() is None:
+            wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+        else:
+            self.revive(node)
 
     def _state(self, node: str) -> str:
         return (

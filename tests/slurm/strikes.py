@@ -87,13 +87,19 @@ class Runs:
         self.cluster, self.folder, self.config, self._python = cluster, folder, config, python
         self._undisturbed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
 
-    def submit(self, name: str, *options: str, overrides: tuple[str, ...] = (), nproc: int = 1) -> Job:
+    def submit(
+        self,
+        name: str,
+        *options: str,
+        overrides: tuple[str, ...] = (),
+        nproc: int = 1,
+        variables: dict[str, str] | None = None,
+    ) -> Job:
         """Submit the script as a user does, on two nodes unless `options` say otherwise."""
         run, out = self.folder / name, self.folder / f"{name}.out"
         command = ["sbatch", "--parsable", "--nodes=2", f"--output={out}", *options, str(SCRIPT), str(self.config)]
-        told = self.cluster.ask(
-            *command, f"training.output_dir={run}", *overrides, BIGTRAIN_PYTHON=self._python, BIGTRAIN_NPROC=str(nproc)
-        )
+        variables = {**(variables or {}), "BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
+        told = self.cluster.ask(*command, f"training.output_dir={run}", *overrides, **variables)
         return Job(self.cluster, told.strip(), run, out)
 
     def undisturbed(self, *overrides: str, nproc: int = 2) -> list[dict[str, Any]]:
