@@ -74,10 +74,10 @@ def test_with_fewer_nodes_it_goes_on_smaller(runs: Runs) -> None:
 
 def test_before_its_time_limit_it_saves_and_goes_back_to_the_queue(runs: Runs) -> None:
     """Slurm looks at time limits every half minute."""
-    words = ("training.steps=4000", "checkpoint.interval=2000", "logging.interval=100")
-    job = runs.submit("limit", "--time=2", overrides=words)
+    words = ("training.steps=1500", "checkpoint.interval=1000", "logging.interval=100")
+    job = runs.submit("limit", "--time=10", "--signal=USR1@60", overrides=words)
     job.reach(100)
-    runs.cluster.ask("scontrol", "update", f"jobid={job.id}", "EndTime=now+1")
+    runs.cluster.ask("scontrol", "update", f"jobid={job.id}", "EndTime=now+61")
     assert job.end() == "COMPLETED", job.out.read_text()
     assert [row["signal"] for row in job.events("preempt")] == ["SIGUSR1"]
     (stopped,), (resumed,) = job.events("preempt"), job.events("resume")
