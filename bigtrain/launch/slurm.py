@@ -134,7 +134,10 @@ def ask(*command: str, allow_unknown: bool = False) -> str:
 
 
 def _job(line: str) -> Job:
-    fields = [field.strip() for field in line.split("|", len(_FIELDS) - 1)]
-    code, number = divmod(int(fields[8]), 256)  # as wait() gives it
-    name = fields[9].removesuffix("|").rstrip()  # it may hold the separator
-    return Job(*fields[:8], exit_code=128 + number if number else code, name=name)
+    job_id, state, reason, nodes, used, left, starts, partition, status, name = (
+        field.strip() for field in line.split("|", len(_FIELDS) - 1)
+    )
+    code, number = divmod(int(status), 256)  # as wait() gives it
+    code = 128 + number if number else code
+    name = name.removesuffix("|").rstrip()  # which may hold the separator itself
+    return Job(job_id, state, reason, nodes, used, left, starts, partition, code, name)
