@@ -135,8 +135,7 @@ def script_text(plan: Plan, after: Sequence[str] = ()) -> str:
     """
     configs = [_kept_config(config) for config in plan.runs.values()]
     texts = [_script(plan, after).text(batch.run_command(plan.config, configs))]
-    for words in plan.followers:
-        texts.append(_follower(plan, words, "ID").text(batch.follower_command(plan.config, words)))
+    texts += [_follower(plan, words, "ID").text(batch.follower_command(plan.config, words)) for words in plan.followers]
     return "\n".join(texts)
 
 
@@ -224,7 +223,7 @@ def _of_run(name: str) -> Iterator[None]:
 
 def _refuse_running(plan: Plan, after: Sequence[str]) -> None:
     """Two jobs must not write to one run's folder at the same time."""
-    newest = {}
+    newest: dict[str, Path] = {}
     for folder in {plan.folder, *(Path(config.training.output_dir) for config in plan.runs.values())}:
         newest |= {job.id: folder for job in jobs_of(folder)[-1:] if job.id.split("_")[0] not in after}
     for job in slurm.jobs(list(newest)).values() if newest else ():
@@ -239,24 +238,21 @@ def _refuse_running(plan: Plan, after: Sequence[str]) -> None:
 def _dependency(word: str) -> str | None:
     if re.fullmatch(r"\d+(_\d+)?", word):
         if not slurm.jobs([word]):  # Slurm itself would take it for one that is done
-            raise LaunchError(
-                f"--after {word}: Slurm knows no such job, or it ended a while ago; give the run's folder"
-            )
+            raise LaunchError(f"--after {word}: Slurm knows no such job, or no more; give the run's folder")
         return word
     run = Path(word)
     job = newest_job(run)
     if job.chain:
         raise LaunchError(f"--after {word}: its jobs follow one another (launch.chain), and the last is not known yet")
-    if all(_is_done(folder) for folder in runs_of(run)):
-        return None
-    left = slurm.jobs([job.id])
-    if not left or any(task.ended and task.state != "COMPLETED" for task in left.values()):
-        states = sorted({task.state for task in left.values()})
+    found = slurm.jobs([job.id]).values()
+    if any(not task.ended for task in found):
+        return job.id
+    if not all(map(_is_done, runs_of(run))):
+        states = ", ".join(sorted({task.state for task in found})) or "some time ago"
         raise LaunchError(
-            f"--after {word}: its job {job.id} has ended ({', '.join(states) or 'a while ago'}) before the run was "
-            "done; submit that one again first"
+            f"--after {word}: its job {job.id} has ended ({states}) before the run was done; submit that one again first"
         )
-    return job.id
+    return None
 
 
 def _is_done(run: Path) -> bool:
