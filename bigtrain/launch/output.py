@@ -1,5 +1,7 @@
 """`bigtrain logs`: what a run's job, or one of its ranks, has written."""
 
+import itertools
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from bigtrain.launch.submitted import newest_job
 from bigtrain.training.records import log_path
 
 _CHUNK = 1 << 20
+_LOOK_SECONDS = 0.5
+_ASK_SECONDS = 5.0
 
 
 def output_file(run: Path, rank: int | None) -> Path:
@@ -34,25 +38,35 @@ def output_file(run: Path, rank: int | None) -> Path:
     return found
 
 
-def read(run: Path, rank: int | None, *, follow: bool, every: float = 0.5) -> Iterator[bytes]:
+def read(run: Path, rank: int | None, *, follow: bool) -> Iterator[bytes]:
     """What is in the output, in pieces; with `follow` also what will be, until the job has ended.
 
     Raises:
         LaunchError: There is nothing to read.
     """
     path = output_file(run, rank)
+    ended = _ends(run) if follow else itertools.repeat(True)
     while not path.exists():
-        if not follow or _has_ended(run):
+        if next(ended):
             raise LaunchError(_missing(run, rank, path))
-        time.sleep(every)
+        time.sleep(_LOOK_SECONDS)
     with path.open("rb") as file:
         while True:
-            ended = follow and _has_ended(run)  # before the last look at the file
+            last = next(ended)  # before the last look at the file
             while piece := file.read(_CHUNK):
                 yield piece
-            if not follow or ended:
+            if last:
                 return
-            time.sleep(every)
+            time.sleep(_LOOK_SECONDS)
+
+
+def _ends(run: Path) -> Iterator[bool]:
+    """Whether the run's job has ended, at each look; Slurm is asked every few seconds only."""
+    asked, ended = -math.inf, False
+    while True:
+        if time.monotonic() - asked > _ASK_SECONDS:
+            asked, ended = time.monotonic(), _has_ended(run)
+        yield ended
 
 
 def _has_ended(run: Path) -> bool:

@@ -106,7 +106,7 @@ def progress(run: Path, job: Submitted) -> Progress:
     return Progress(last["step"], steps, last.get("loss"), last.get("tokens_per_second"), left)
 
 
-def follow(run: Path, every: float = 2.0) -> Iterator[list[Status]]:
+def follow(run: Path, every: float = 5.0) -> Iterator[list[Status]]:
     """The status again and again, until every job has ended; the last one is told too.
 
     A job that a node's failure or a preemption has ended is looked at twice: Slurm puts it back into the queue a
@@ -156,10 +156,9 @@ def figures(status: Status) -> list[str]:
 def event_line(row: dict[str, Any]) -> str:
     """An event with its time."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
-    details = " ".join(
-        f"{key} {row[key]}" for key in ("signal", "exit_code", "slurm_job_id") if row.get(key) is not None
-    )
-    return f"{when}  {row['event']} at step {row['step']}{f' ({details})' if details else ''}"
+    said = [f"{key} {row[key]}" for key in ("signal", "exit_code", "slurm_job_id") if row.get(key) is not None]
+    details = f" ({', '.join(said)})" if said else ""
+    return f"{when}  {row['event']} at step {row['step']}{details}"
 
 
 def clock(seconds: float) -> str:

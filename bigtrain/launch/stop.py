@@ -11,7 +11,7 @@ _AGAIN_SECONDS = 60.0
 """A signal that came while the processes were starting may not have been heard."""
 
 
-def stop(run: Path, *, wait: bool, say: Callable[[str], None], every: float = 1.0) -> None:
+def stop(run: Path, *, wait: bool, say: Callable[[str], None], every: float = 2.0) -> None:
     """Have a run, or all runs of a sweep, save and end; one that waits in the queue is taken out of it.
 
     Args:

@@ -250,7 +250,7 @@ def _dependency(word: str) -> str | None:
     if not all(map(_is_done, runs_of(run))):
         states = ", ".join(sorted({task.state for task in found})) or "some time ago"
         raise LaunchError(
-            f"--after {word}: its job {job.id} has ended ({states}) before the run was done; submit that one again first"
+            f"--after {word}: its job {job.id} has ended ({states}) before the run was done; submit it again first"
         )
     return None
 
