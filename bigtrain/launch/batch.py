@@ -46,6 +46,9 @@ _FIXED = ("output", "error", "open-mode", "ntasks", "ntasks-per-node", "chdir", 
 class Script(SlurmExecutor):
     """submitit's executor, for a job that is shell commands in place of a pickled function."""
 
+    chain = False
+    """Whether the job submits its own script again at its time limit."""
+
     @classmethod
     def affinity(cls) -> int:
         return 2  # a script can be written where no Slurm is
@@ -69,10 +72,10 @@ class Script(SlurmExecutor):
         return job.job_id, job.paths.submission_file
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        script = self.folder / f".submission_file_{uid}.sh"  # submitit makes it a link to what it renames
-        return super()._make_submission_file_text(
-            f"export BIGTRAIN_SUBMISSION={shlex.quote(str(script))}\n{command}", uid
-        )
+        if self.chain:
+            kept = self.folder / f".submission_file_{uid}.sh"  # submitit makes it a link to what it renames
+            command = f"export BIGTRAIN_SUBMISSION={shlex.quote(str(kept))}\n{command}"
+        return super()._make_submission_file_text(command, uid)
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         dropped = sorted(set(os.environ) - set(slurm.clean(os.environ)))
@@ -103,6 +106,7 @@ def script(
     """
     _check_further(launch)
     made = Script(folder)
+    made.chain = launch.chain
     made.update_parameters(**_options(launch, folder, name, processes, tasks, after))
     if tasks:
         made.parameters["map_count"] = tasks
@@ -157,8 +161,13 @@ def _options(
     }
 
 
-def run_command(config: Config, configs: Sequence[Path]) -> str:
-    """The last lines of a run's script; `configs` are the configurations as submitted, one a task of the array.
+def run_command(config: Config, folder: Path, configs: Sequence[Path]) -> str:
+    """The last lines of a run's script.
+
+    Args:
+        config: The run's, or that of a sweep's first.
+        folder: The run's, or the sweep's.
+        configs: The configurations as submitted, one for each task of the array.
 
     Raises:
         LaunchError: The package is installed without its project.
@@ -173,7 +182,7 @@ def run_command(config: Config, configs: Sequence[Path]) -> str:
         lines.append(f"export BIGTRAIN_NPROC={launch.processes_per_node}")
     if launch.container_image is not None:
         variable = "BIGTRAIN_SRUN_ARGS" if launch.container_runtime == "pyxis" else "BIGTRAIN_PREFIX"
-        lines += [*_python_path(config), f"export {variable}={shlex.quote(shlex.join(_container(config)))}"]
+        lines += [*_python_path(config), f"export {variable}={shlex.quote(shlex.join(_container(config, folder)))}"]
     chosen = shlex.quote(str(configs[0]))
     if len(configs) > 1:
         lines += ["configs=(", *(f"  {shlex.quote(str(path))}" for path in configs), ")"]
@@ -181,9 +190,9 @@ def run_command(config: Config, configs: Sequence[Path]) -> str:
     return "\n".join([*lines, f"exec bash {shlex.quote(str(_SCRIPT))} {chosen}"])
 
 
-def follower_command(config: Config, words: Sequence[str]) -> str:
+def follower_command(config: Config, folder: Path, words: Sequence[str]) -> str:
     """The last lines of a script that runs `bigtrain` with these words on one node, where the run's processes live."""
-    container = _container(config)
+    container = _container(config, folder)
     python = "python3" if container else sys.executable
     step = ["srun", "--ntasks=1"] if container and config.launch.container_runtime == "pyxis" else []
     return "\n".join(
@@ -191,13 +200,13 @@ def follower_command(config: Config, words: Sequence[str]) -> str:
     )
 
 
-def _container(config: Config) -> list[str]:
+def _container(config: Config, folder: Path) -> list[str]:
     """What opens the container: options of `srun` for Pyxis, words before the command for Apptainer."""
     launch = config.launch
     if launch.container_image is None:
         return []
     here, image = str(Path.cwd()), launch.container_image
-    own = [str(PROJECT), here, str(Path(config.training.output_dir).absolute())]
+    own = [str(PROJECT), here, str(folder)]
     mounts = ",".join([*(f"{folder}:{folder}" for folder in dict.fromkeys(own)), *launch.container_mounts])
     if launch.container_runtime == "pyxis":
         return [f"--container-image={image}", f"--container-mounts={mounts}", f"--container-workdir={here}"]

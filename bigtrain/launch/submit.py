@@ -69,14 +69,20 @@ def plan(path: Path, overrides: Sequence[str], sweeps: Sequence[str] = (), then:
     for name, config in runs.items():
         with _of_run(name):
             validate(config, config.launch.nodes * processes_per_node(config))
-    if then and sweeps:
+    _check_combinations(base, sweeps, then)
+    return Plan(folder, runs, [[word.replace("{run}", str(folder)) for word in shlex.split(text)] for text in then])
+
+
+def _check_combinations(config: Config, sweeps: Sequence[str], then: Sequence[str]) -> None:
+    if sweeps and then:
         raise LaunchError("--then follows one run: with --sweep submit what follows by itself, --after its folder")
-    if then and base.launch.chain:
+    if sweeps and config.launch.chain:
+        raise LaunchError("--sweep cannot be had with launch.chain: one task cannot submit its array again")
+    if then and config.launch.chain:
         raise LaunchError(
             "--then cannot be had with launch.chain: what follows would wait for the first of several jobs, "
             "which ends before the run does"
         )
-    return Plan(folder, runs, [[word.replace("{run}", str(folder)) for word in shlex.split(text)] for text in then])
 
 
 def processes_per_node(config: Config) -> int:
@@ -134,8 +140,10 @@ def script_text(plan: Plan, after: Sequence[str] = ()) -> str:
         LaunchError: `launch.sbatch` gives an option that has a key of its own.
     """
     configs = [_kept_config(config) for config in plan.runs.values()]
-    texts = [_script(plan, after).text(batch.run_command(plan.config, configs))]
-    texts += [_follower(plan, words, "ID").text(batch.follower_command(plan.config, words)) for words in plan.followers]
+    texts = [_script(plan, after).text(batch.run_command(plan.config, plan.folder, configs))]
+    for words in plan.followers:
+        command = batch.follower_command(plan.config, plan.folder, words)
+        texts.append(_follower(plan, words, "ID").text(command))
     return "\n".join(texts)
 
 
@@ -152,7 +160,7 @@ def send(plan: Plan, after: Sequence[str] = ()) -> list[Submitted]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_yaml(config), encoding="utf-8")
         (Path(config.training.output_dir) / STOP).unlink(missing_ok=True)
-    job_id, script = _script(plan, after).submit_command(batch.run_command(plan.config, configs))
+    job_id, script = _script(plan, after).submit_command(batch.run_command(plan.config, plan.folder, configs))
     now, chain = time.time(), plan.config.launch.chain
     if plan.is_sweep:
         folders = [config.training.output_dir for config in plan.runs.values()]
@@ -172,7 +180,7 @@ def _send_followers(plan: Plan, first: Submitted) -> list[Submitted]:
     sent = [first]
     for words in plan.followers:
         made = _follower(plan, words, sent[-1].id)
-        job_id, script = made.submit_command(batch.follower_command(plan.config, words))
+        job_id, script = made.submit_command(batch.follower_command(plan.config, plan.folder, words))
         output = str(plan.folder / FOLDER / f"{job_id}.out")
         sent.append(Submitted(job_id, first.time, str(script), output=output, command=shlex.join(words)))
         record(plan.folder, sent[-1])
