@@ -107,18 +107,19 @@ def clean(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def ask(*command: str, allow_unknown: bool = False) -> str:
+def ask(*command: str, allow_unknown: bool = False, env: Mapping[str, str] | None = None) -> str:
     """What a command of Slurm's prints.
 
     Args:
         command: Its name and arguments.
         allow_unknown: An unknown job is no error, but nothing.
+        env: The environment; None: this process's.
 
     Raises:
         LaunchError: It is not there, fails, or does not answer within a minute.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS, env=env)
     except FileNotFoundError:
         raise LaunchError(f"there is no Slurm here: `{command[0]}` is not in PATH") from None
     except subprocess.TimeoutExpired:

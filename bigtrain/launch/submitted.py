@@ -1,10 +1,13 @@
 """Which Slurm jobs a run has had: those that `bigtrain submit` wrote down, and those that its events name."""
 
+import os
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bigtrain.errors import LaunchError
+from bigtrain.launch import slurm
 from bigtrain.training import records
 
 FOLDER = "slurm"
@@ -40,6 +43,20 @@ def record(run: Path, job: Submitted) -> None:
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     records.append(folder / JOURNAL, asdict(job))
+
+
+def submit_again(run: Path, script: Path, after: str) -> str:
+    """Submit the script of a run's job once more, to start when the job `after` has ended; gives the new job's id.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    command = ("sbatch", "--parsable", f"--dependency=afterany:{after}", str(script))
+    job_id = slurm.ask(*command, env=slurm.clean(os.environ)).strip().partition(";")[0]
+    same = next((job for job in reversed(list(_journal(run))) if job.id == after), Submitted(after, 0.0))
+    output = str(run / FOLDER / f"{job_id}.out")
+    record(run, replace(same, id=job_id, time=time.time(), script=str(script), output=output, chain=True))
+    return job_id
 
 
 def jobs_of(run: Path) -> list[Submitted]:
