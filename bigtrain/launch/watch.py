@@ -4,9 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from bigtrain.launch.status import Status, event_line, figures, follow, followers, line, statuses, worst
@@ -55,14 +54,15 @@ def watch(run: Path, console: Console) -> int:
     return worst(found)
 
 
-def _shown(run: Path, found: Sequence[Status]) -> Group | Table:
+def _shown(run: Path, found: Sequence[Status]) -> Text:
+    """A line for a run; for a sweep one for each of its runs, in columns as wide as they must be."""
     if len(found) == 1 and found[0].run == run:
-        return Group(Text(line(found[0])))
-    table = Table("run", "job", "state", "step", "", box=None)
+        return Text(line(found[0]))
+    rows = [("run", "job", "state", "step", "")]
     for status in found:
         now = status.progress
         step = f"{now.step}/{now.steps if now.steps is not None else '?'}"
-        table.add_row(
-            *map(Text, (status.run.name, status.submitted.id, status.state, step, "  ".join(figures(status))))
-        )
-    return table
+        rows.append((status.run.name, status.submitted.id, status.state, step, "  ".join(figures(status))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return Text("\n".join(lines))
