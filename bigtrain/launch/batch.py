@@ -177,9 +177,8 @@ def run_command(config: Config, folder: Path, configs: Sequence[Path]) -> str:
             f"{_SCRIPT} is missing: install BigTrain from a checkout with `pip install -e`, which keeps it"
         )
     launch = config.launch
-    lines = [f"export BIGTRAIN_PYTHON={shlex.quote(sys.executable)}"]
-    if launch.processes_per_node:
-        lines.append(f"export BIGTRAIN_NPROC={launch.processes_per_node}")
+    # How many processes a node starts is in the configuration, and must not be told by where this was called.
+    lines = [f"export BIGTRAIN_PYTHON={shlex.quote(sys.executable)}", "unset BIGTRAIN_NPROC"]
     if launch.container_image is not None:
         variable = "BIGTRAIN_SRUN_ARGS" if launch.container_runtime == "pyxis" else "BIGTRAIN_PREFIX"
         lines += [*_python_path(config), f"export {variable}={shlex.quote(shlex.join(_container(config, folder)))}"]

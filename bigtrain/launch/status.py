@@ -80,7 +80,7 @@ def statuses(run: Path) -> list[Status]:
         LaunchError: No job of it is known, or Slurm does not answer.
     """
     jobs = runs_of(run)
-    told = slurm.jobs([job.id for job in jobs.values()]) if slurm.has_slurm() else {}
+    told = slurm.jobs([job.id for job in jobs.values()])
     return [
         Status(folder, job, told.get(job.id), progress(folder, job), _tail(folder / EVENTS)[-3:])
         for folder, job in jobs.items()
@@ -90,7 +90,7 @@ def statuses(run: Path) -> list[Status]:
 def followers(run: Path) -> list[tuple[Submitted, slurm.Job | None]]:
     """The jobs that were submitted to follow the run's newest, and what Slurm says of them."""
     found = followers_of(run)
-    told = slurm.jobs([job.id for job in found]) if found and slurm.has_slurm() else {}
+    told = slurm.jobs([job.id for job in found]) if found else {}
     return [(job, told.get(job.id)) for job in found]
 
 

@@ -70,6 +70,7 @@ def plan(path: Path, overrides: Sequence[str], sweeps: Sequence[str] = (), then:
         with _of_run(name):
             validate(config, config.launch.nodes * processes_per_node(config))
     _check_combinations(base, sweeps, then)
+    runs = {name: _resolved(config) for name, config in runs.items()}
     return Plan(folder, runs, [[word.replace("{run}", str(folder)) for word in shlex.split(text)] for text in then])
 
 
@@ -90,6 +91,12 @@ def processes_per_node(config: Config) -> int:
     launch = config.launch
     copy = -(-config.parallel.model_parallel_size // launch.nodes)
     return launch.processes_per_node or launch.gpus_per_node or copy
+
+
+def _resolved(config: Config) -> Config:
+    """The configuration with the number of processes that was validated, whatever a node may show it has."""
+    launch = config.launch.model_copy(update={"processes_per_node": processes_per_node(config)})
+    return config.model_copy(update={"launch": launch})
 
 
 def check_slurm(plan: Plan) -> None:
@@ -180,7 +187,10 @@ def _send_followers(plan: Plan, first: Submitted) -> list[Submitted]:
     sent = [first]
     for words in plan.followers:
         made = _follower(plan, words, sent[-1].id)
-        job_id, script = made.submit_command(batch.follower_command(plan.config, plan.folder, words))
+        try:
+            job_id, script = made.submit_command(batch.follower_command(plan.config, plan.folder, words))
+        except LaunchError as error:
+            raise LaunchError(f"the run is submitted as job {first.id}, but not {shlex.join(words)}: {error}") from None
         output = str(plan.folder / FOLDER / f"{job_id}.out")
         sent.append(Submitted(job_id, first.time, str(script), output=output, command=shlex.join(words)))
         record(plan.folder, sent[-1])

@@ -105,7 +105,7 @@ def test_the_last_line_starts_what_sbatch_starts_by_hand(plan_of: PlanOf, tmp_pa
     plan = plan_of("launch.processes_per_node=2", "launch.setup=[module load cuda, 'export A=\"b c\"']")
     *before, last = commands(submit.script_text(plan))
     assert before[:2] == ["module load cuda", 'export A="b c"']
-    assert {f"export BIGTRAIN_PYTHON={sys.executable}", "export BIGTRAIN_NPROC=2"} <= set(before)
+    assert {f"export BIGTRAIN_PYTHON={sys.executable}", "unset BIGTRAIN_NPROC"} <= set(before)
     command, shell, script, config = shlex.split(last)
     assert (command, shell) == ("exec", "bash")
     assert Path(script) == Path(__file__).parents[2] / "slurm/pretrain.sh"
@@ -223,6 +223,15 @@ def test_no_slurm_here(plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="there is no Slurm here"):
         submit.check_slurm(plan_of())
+
+
+@pytest.mark.parametrize(
+    ("words", "processes"),
+    [(["launch.gpus_per_node=2"], 2), (["launch.gpus_per_node=2", "launch.processes_per_node=1"], 1), ([], 1)],
+)
+def test_the_number_of_processes_that_was_validated_is_kept(plan_of: PlanOf, words: list[str], processes: int) -> None:
+    assert plan_of(*words).config.launch.processes_per_node == processes
+    assert plan_of("parallel.tensor=2", "launch.nodes=2").config.launch.processes_per_node == 1
 
 
 def test_what_is_kept_reads_back_as_what_was_planned(plan_of: PlanOf, tmp_path: Path) -> None:
