@@ -16,6 +16,7 @@ from bigtrain import __version__
 from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
 from bigtrain.cli.data import data_app
+from bigtrain.cli.jobs import logs, status, stop, submit
 from bigtrain.cli.tokenizer import tokenizer_app
 from bigtrain.cli.verify import verify_layouts, verify_masks
 from bigtrain.errors import EXIT_USER_ERROR, UserError
@@ -139,6 +140,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     out.print(f"{made.png}\n{made.page}", markup=False)
 
 
+app.command()(submit)
+app.command()(status)
+app.command()(stop)
+app.command()(logs)
 app.command("verify-layouts")(verify_layouts)
 app.command("verify-masks")(verify_masks)
 

@@ -1,4 +1,4 @@
-"""What commands share: the console, and the arguments that several have."""
+"""What commands share: the consoles, and the arguments that several have."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Pattern = Annotated[str, typer.Option(help="File names to take from folders.")]

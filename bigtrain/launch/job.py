@@ -25,10 +25,9 @@ from bigtrain.config import Config, validate
 from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
 from bigtrain.launch import slurm
 from bigtrain.launch.environment import expand_hosts, gpus_on_node
+from bigtrain.launch.submitted import STOP, submit_again
 from bigtrain.training import records
 
-STOP = "stop"
-"""A file in the run's folder: when the run ends it is not to be continued."""
 SAME_STEP = 3
 """Failures in a row without a step in between, after which a run is not started again."""
 _ANSWER_SECONDS = 20
@@ -80,7 +79,7 @@ def allocation(config: Config, nproc: int | None, env: Mapping[str, str]) -> All
     computing = len(nodes) - spare
     wanted = nproc or config.launch.processes_per_node or gpus_on_node(env)
     return Allocation(
-        job_id=env["SLURM_JOB_ID"],
+        job_id=records.slurm_job_id(env) or "",
         restart_count=int(env.get("SLURM_RESTART_COUNT", "0")),
         nodes=nodes,
         nproc=wanted or -(-config.parallel.model_parallel_size // computing),
@@ -197,8 +196,8 @@ def _requeue(config: Config, given: Allocation) -> int:
         _say("the same command goes on from here: this job is a shell, and Slurm cannot start it again")
         return EXIT_REQUEUE
     if config.launch.chain and given.submission is not None:
-        told = slurm.ask("sbatch", f"--dependency=afterany:{given.job_id}", str(given.submission))
-        _say(f"followed by another job: {told.strip()}")
+        follower = submit_again(Path(config.training.output_dir), given.submission, given.job_id)
+        _say(f"followed by job {follower}")
     else:
         slurm.ask("scontrol", "requeue", given.job_id)
         _say("put back into the queue")

@@ -1,9 +1,11 @@
 """What Slurm says and is told, through its own commands."""
 
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bigtrain.errors import LaunchError
 
@@ -12,7 +14,18 @@ ENDED = {
 }  # fmt: skip
 """States that a job does not leave by itself."""
 _SECONDS = 60
-_FIELDS = ("JobID", "State", "Reason", "NodeList", "TimeUsed", "TimeLeft", "StartTime", "Partition", "Name")
+_FIELDS = (
+    "JobArrayID",
+    "State",
+    "Reason",
+    "NodeList",
+    "TimeUsed",
+    "TimeLeft",
+    "StartTime",
+    "Partition",
+    "exit_code",
+    "Name",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,14 @@ class Job:
     starts: str
     """When it began, or Slurm expects it to; "N/A": not known."""
     partition: str
+    exit_code: int
+    """Of its batch script, 128 + n after signal n; 0 as long as there is none."""
     name: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run again."""
+        return self.state in ENDED
 
 
 def has_slurm() -> bool:
@@ -46,7 +66,7 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
     Raises:
         LaunchError: Slurm does not answer.
     """
-    form = ",".join(f"{name}:|" for name in ("JobArrayID", *_FIELDS[1:]))
+    form = ",".join(f"{name}:|" for name in _FIELDS)
     told = ask(
         "squeue",
         "--noheader",
@@ -56,22 +76,50 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
         f"--jobs={','.join(ids)}",
         allow_unknown=True,
     )
-    rows = (line.split("|")[: len(_FIELDS)] for line in told.splitlines() if line)
-    return {row[0].strip(): Job(*(field.strip() for field in row)) for row in rows}
+    found = [_job(line) for line in told.splitlines() if line]
+    return {job.id: job for job in found}
 
 
-def ask(*command: str, allow_unknown: bool = False) -> str:
+def output_of(job_id: str) -> Path | None:
+    """The file that a job's output goes to; None: Slurm does not know the job any more.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
+    told = ask("scontrol", "--oneliner", "show", "job", job_id, allow_unknown=True)
+    found = re.search(r" StdOut=(.*?)(?: [A-Z]\w*=|\s*$)", told)
+    return Path(found[1]) if found else None
+
+
+def clean(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what belongs to the job or the rank that this process is in.
+
+    `sbatch` hands its environment on, and a job that is submitted from within another one would find that one's
+    SLURM_STEP_ID or SLURM_RESTART_COUNT.
+    """
+    if "SLURM_JOB_ID" not in env:
+        return dict(env)
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in ranks and (not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_CLUSTERS"))
+    }
+
+
+def ask(*command: str, allow_unknown: bool = False, env: Mapping[str, str] | None = None) -> str:
     """What a command of Slurm's prints.
 
     Args:
         command: Its name and arguments.
         allow_unknown: An unknown job is no error, but nothing.
+        env: The environment; None: this process's.
 
     Raises:
         LaunchError: It is not there, fails, or does not answer within a minute.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS, env=env)
     except FileNotFoundError:
         raise LaunchError(f"there is no Slurm here: `{command[0]}` is not in PATH") from None
     except subprocess.TimeoutExpired:
@@ -84,3 +132,13 @@ def ask(*command: str, allow_unknown: bool = False) -> str:
             return ""
         raise LaunchError(f"`{' '.join(command[:2])}` failed: {said}")
     return done.stdout
+
+
+def _job(line: str) -> Job:
+    job_id, state, reason, nodes, used, left, starts, partition, status, name = (
+        field.strip() for field in line.split("|", len(_FIELDS) - 1)
+    )
+    code, number = divmod(int(status), 256)  # as wait() gives it
+    code = 128 + number if number else code
+    name = name.removesuffix("|").rstrip()  # which may hold the separator itself
+    return Job(job_id, state, reason, nodes, used, left, starts, partition, code, name)

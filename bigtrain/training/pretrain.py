@@ -146,10 +146,11 @@ def _tokens_left_out(run: Run) -> int | dict[str, int | None] | None:
 
 def _slurm_job() -> dict[str, Any]:
     """Which job this is, and how often Slurm has started it before."""
-    if "SLURM_JOB_ID" not in os.environ:
+    job_id = records.slurm_job_id(os.environ)
+    if job_id is None:
         return {}
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return {"slurm_job_id": os.environ["SLURM_JOB_ID"], "slurm_restart_count": restarts}
+    return {"slurm_job_id": job_id, "slurm_restart_count": restarts}
 
 
 def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +44,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             yield json.loads(line)
+
+
+def slurm_job_id(env: Mapping[str, str]) -> str | None:
+    """The Slurm job of this process, as Slurm names it: `17`, of an array's task `17_3`; None: there is none.
+
+    Of a task `SLURM_JOB_ID` is another number, and that of one task stands for the whole array.
+    """
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
 
 
 def event(output_dir: Path, name: str, step: int, world_size: int, **details: Any) -> None:
