@@ -21,8 +21,7 @@ from pydantic import TypeAdapter
 from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config
 from bigtrain.errors import ConfigError, LaunchError
-from bigtrain.launch.checkup_answer import Answer, Asked
-from bigtrain.launch.checkup_node import LINE
+from bigtrain.launch.checkup_answer import LINE, Answer, Asked
 from bigtrain.launch.checkup_verdicts import Report, judge
 from bigtrain.models.size import parameter_count
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+LINE = "bigtrain-node "
+"""What the line with the answer begins with: libraries may print others."""
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -25,11 +25,9 @@ from bigtrain.data.manifest import check_files, local_sizes, read_manifest
 from bigtrain.data.places import is_local, place
 from bigtrain.data.shards import open_dataset
 from bigtrain.errors import UserError
-from bigtrain.launch.checkup_answer import Answer, Asked
+from bigtrain.launch.checkup_answer import LINE, Answer, Asked
 from bigtrain.launch.environment import World, gpus_on_node, world_from_environment
 
-LINE = "bigtrain-node "
-"""What the line begins with: libraries may print others."""
 _PACKAGES = ("torch", "numpy", "pydantic", "megatron-core", "deepspeed", "pyarrow", "tokenizers", "transformers")
 _WRITE_BYTES, _WRITE_SECONDS = 2**26, 10.0
 _CHUNK = 2**22

@@ -148,3 +148,12 @@ def test_what_the_first_node_cannot_do_is_told_at_once(job: Job, monkeypatch: py
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LaunchError, match="`srun` is not in PATH"):
         checkup(job(), ["n1"])
+
+
+def test_little_is_imported() -> None:
+    """The job's batch step needs no torch for it, and its nodes nothing beside."""
+    heavy = {"megatron", "deepspeed", "transformers", "wandb"}
+    for module, others in (("checkup", heavy | {"torch", "numpy"}), ("checkup_pairs", heavy)):
+        code = f"import sys, bigtrain.launch.{module}; sys.exit(str(set(sys.modules) & {others}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stderr.strip() == "set()"
