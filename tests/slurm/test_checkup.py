@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slurm
 
 
 def doctor(
-    runs: Runs, name: str, *overrides: str, nodes: int = 3, **variables: str
+    runs: Runs, name: str, *overrides: str, nodes: int = 3, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """In an allocation, as from a shell of `salloc`."""
     command = ["salloc", "--quiet", f"--nodes={nodes}", sys.executable, "-m", "bigtrain", "doctor", str(runs.config)]
