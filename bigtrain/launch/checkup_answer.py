@@ -70,8 +70,9 @@ class Answer:
     gpu_faults: list[str] = field(default_factory=list)
     gpu_throttled: list[str] = field(default_factory=list)
     folder_error: str = ""
-    """Why the run's folder is not what it must be; empty: the marker was seen, and files can be written."""
-    sees_marker: bool = False
+    """Why the run's folder cannot be written; empty: it can."""
+    sees_marker: bool | None = None
+    """Whether the marker is there; None: it has not come to looking for it."""
     written: float = 0.0
     """Bytes a second to the run's folder, synced; 0: unknown."""
     free: int = -1

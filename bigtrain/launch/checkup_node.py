@@ -63,10 +63,10 @@ def _look_at_all(asked: Asked, answer: Answer, deadline: float) -> None:
     answer.nodes = world.nnodes
     answer.doing = "reading versions of Python packages"
     answer.environment = environment()
+    answer.slurm_gpus = gpus_on_node(os.environ)
     answer.doing = "asking nvidia-smi"
-    if text := _nvidia_smi():
-        driver, answer.gpu_faults, answer.gpu_throttled = gpu_health(text)
-        answer.environment["NVIDIA driver"] = driver
+    if answer.slurm_gpus and os.environ.get("DS_ACCELERATOR") != "cpu":
+        _ask_driver(answer)
     answer.doing = "opening the datasets"
     answer.data_errors = [error for key, path in asked.datasets.items() if (error := _data_error(key, path))]
     answer.doing = f"writing to {Path(asked.marker).parent}"
@@ -82,7 +82,6 @@ def _meet(world: World, answer: Answer, deadline: float) -> None:
 
     from bigtrain.launch.checkup_pairs import meet
 
-    answer.slurm_gpus = gpus_on_node(os.environ)
     answer.cuda_build = torch.version.cuda is not None and os.environ.get("DS_ACCELERATOR") != "cpu"
     answer.torch_gpus = torch.cuda.device_count() if answer.cuda_build else 0
 
@@ -112,15 +111,17 @@ def _sources() -> str:
     return digest.hexdigest()[:8]
 
 
-def _nvidia_smi() -> str:
-    """What the driver says of all GPUs here, as XML; empty where there is none to ask."""
+def _ask_driver(answer: Answer) -> None:
+    """Of all GPUs here, where there is an NVIDIA driver."""
     try:
         asked = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True, check=False, timeout=60)
-    except OSError:
-        return ""
+    except FileNotFoundError:
+        return
     if asked.returncode:
-        raise RuntimeError(asked.stdout.strip() or asked.stderr.strip())
-    return asked.stdout
+        answer.gpu_faults = [f"nvidia-smi: {(asked.stdout or asked.stderr).strip()}"]
+        return
+    driver, answer.gpu_faults, answer.gpu_throttled = gpu_health(asked.stdout)
+    answer.environment["NVIDIA driver"] = driver
 
 
 def gpu_health(text: str) -> tuple[str, list[str], list[str]]:
@@ -168,6 +169,8 @@ def _try_folder(asked: Asked, answer: Answer) -> None:
     marker = Path(asked.marker)
     try:
         answer.sees_marker = _sees(marker, asked.token)
+        if not answer.sees_marker:
+            return
         answer.written = _write_speed(marker.with_name(f"{marker.name}-{answer.rank}"))
         if asked.checkpoint_dir:
             there = Path(asked.checkpoint_dir)

@@ -226,7 +226,7 @@ def _environment(answers: Sequence[Answer]) -> Iterable[Verdict]:
 
 def _folder(answers: Sequence[Answer]) -> Iterable[Verdict]:
     what = "run's folder"
-    tried = [answer for answer in answers if answer.written or answer.folder_error or answer.sees_marker]
+    tried = [answer for answer in answers if answer.sees_marker is not None or answer.folder_error]
     speeds = {answer.name: answer.written for answer in tried if answer.sees_marker and not answer.folder_error}
     usual = median(speeds.values()) if speeds else 0.0
     span = _span([speed for speed in speeds.values() if speed >= usual * _SLOW_DISK])
@@ -300,23 +300,26 @@ def _network(answers: Sequence[Answer], nodes: Sequence[str]) -> Iterable[Verdic
 
 def _guilty(answers: Mapping[str, Answer], nodes: Sequence[str]) -> dict[str, str]:
     """The nodes that must go for all others to talk to one another, and why."""
+    names = dict(enumerate(nodes)) | {answer.rank: name for name, answer in answers.items()}
     cut_off = {name: answer.network.unreachable for name, answer in answers.items() if answer.network.unreachable}
-    first = nodes[0]
-    if len(answers) > 2 and first in answers and len(cut_off) == len(answers) - 1 and first not in cut_off:
-        return {first: "no other node reaches it"}
+    others = answers.keys() - {names[0]}
+    first = answers.get(names[0])
+    came = first is not None and first.network.clock > 0
+    if others and cut_off.keys() == others and (len(others) > 1 or not came):
+        return {names[0]: "no other node reaches it"}
     found = {name: f"cannot meet the others: {why}" for name, why in cut_off.items()}
     pairs: dict[frozenset[str], str] = {}
     for name, answer in answers.items():
         for rank, why in answer.network.failed.items():
-            pairs.setdefault(frozenset((name, nodes[rank])), why)
+            pairs.setdefault(frozenset((name, names[rank])), why)
     pairs = {pair: why for pair, why in pairs.items() if not pair & found.keys()}
     while pairs:
         count = Counter(name for pair in pairs for name in pair)
         worst = max(count, key=lambda name: (count[name], nodes.index(name)))
         theirs = [pair for pair in pairs if worst in pair]
-        others = sorted({name for pair in theirs for name in pair if name != worst}, key=nodes.index)
+        partners = sorted({name for pair in theirs for name in pair if name != worst}, key=nodes.index)
         own = answers[worst].network.failed.values() if worst in answers else ()
-        found[worst] = f"cannot talk to {', '.join(others)} ({next(iter(own), pairs[theirs[0]])})"
+        found[worst] = f"cannot talk to {', '.join(partners)} ({next(iter(own), pairs[theirs[0]])})"
         pairs = {pair: why for pair, why in pairs.items() if worst not in pair}
     return found
 

@@ -93,6 +93,10 @@ def test_a_first_node_that_nobody_reaches() -> None:
         given[name].network = Network(unreachable="n1:15000: connection refused")
     assert report(given).bad_nodes == ["n1"]
     assert "no other node reaches it" in report(given).text()
+    hung = answers(2)
+    hung["n1"] = replace(hung["n1"], network=Network(), doing="opening the datasets")
+    hung["n2"].network = Network(unreachable="n1:15000: connection refused")
+    assert report(hung).bad_nodes == ["n1"]
     one = answers(4)
     one["n4"].network = Network(unreachable="n1:15000: connection refused")
     assert report(one).bad_nodes == ["n4"]
