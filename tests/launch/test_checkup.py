@@ -48,6 +48,7 @@ def found(report: Report, node: str, what: str) -> tuple[str, str]:
     return verdict.kind, verdict.found
 
 
+@pytest.mark.distributed
 def test_the_doctor_finds_healthy_nodes_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run.yaml").write_text(to_yaml(job("training.global_batch_size=6")))
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
@@ -65,6 +66,7 @@ def test_the_doctor_finds_healthy_nodes_fit(job: Job, monkeypatch: pytest.Monkey
     assert sorted(path.name for path in Path().iterdir()) == ["data", "run.yaml"]
 
 
+@pytest.mark.distributed
 def test_odd_nodes_are_named(job: Job, tmp_path: Path) -> None:
     """Of five: one is in another folder, one has other sources, one has no network."""
     other, copy = tmp_path / "other", tmp_path / "copy"
@@ -92,6 +94,7 @@ def test_odd_nodes_are_named(job: Job, tmp_path: Path) -> None:
     assert list(other.glob("run/*")) == []
 
 
+@pytest.mark.distributed
 def test_a_folder_that_is_not_shared_is_no_fault_of_a_node(job: Job, tmp_path: Path, dataset: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
