@@ -7,7 +7,7 @@ torch is loaded.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from bigtrain.cli.data import data_app
 from bigtrain.cli.jobs import logs, status, stop, submit
 from bigtrain.cli.tokenizer import tokenizer_app
 from bigtrain.cli.verify import verify_layouts, verify_masks
-from bigtrain.errors import EXIT_USER_ERROR, UserError
+from bigtrain.errors import EXIT_USER_ERROR, LaunchError, UserError
 from bigtrain.training import faults
 
 app = typer.Typer(
@@ -149,16 +149,53 @@ app.command("verify-masks")(verify_masks)
 
 
 @app.command()
-def doctor() -> None:
-    """Tell what was found on this machine, and why a thing is not used."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file: look at all nodes of this Slurm job for it.")
+    ] = None,
+    overrides: Overrides = None,
+    time_limit: Annotated[int, typer.Option(help="Seconds in which the nodes must have answered.", min=10)] = 120,
+) -> None:
+    """Tell what was found on this machine, and why a thing is not used.
+
+    With CONFIG, in a Slurm job: whether its nodes are fit for the run, alike, and talk to one another; exit code 2 and
+    what to exclude if not.
+    """
     from rich.table import Table
 
+    if config is not None:
+        _doctor_of_nodes(config, overrides, time_limit)
     from bigtrain.launch.doctor import diagnose
 
     table = Table("", "found", "used", "", box=None)
     for finding in diagnose():
         table.add_row(finding.name, finding.found, "yes" if finding.used else "no", finding.reason)
     out.print(table)
+
+
+def _doctor_of_nodes(config: Path, overrides: list[str] | None, seconds: int) -> NoReturn:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bigtrain.config import load_config, validate
+    from bigtrain.launch.checkup import checkup
+    from bigtrain.launch.job import allocation, is_batch_step
+
+    loaded = load_config(config, overrides or [])
+    if not is_batch_step(os.environ):
+        raise LaunchError(
+            "this is no Slurm job's shell or batch script: there are no nodes to look at. `salloc --nodes=2` opens "
+            "one; `bigtrain doctor` without CONFIG looks at this machine"
+        )
+    given = allocation(loaded, None, os.environ)
+    validate(loaded, (len(given.nodes) - loaded.launch.spare_nodes) * given.nproc)
+    report = checkup(loaded, given.nodes, srun_options=given.srun_options, prefix=given.prefix, seconds=float(seconds))
+    table = Table("nodes", "", "found", "", box=None)
+    for row in report.rows():
+        table.add_row(report.named(row.nodes), row.what, Text(row.found), row.kind)
+    out.print(table)
+    out.print(*(report.advice() or ["all fit"]), sep="\n", markup=False)
+    sys.exit(0 if report.ok else EXIT_USER_ERROR)
 
 
 @app.command()

@@ -1,0 +1,70 @@
+"""The doctor in jobs of a real Slurm."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, wait_for
+from strikes import Runs
+
+pytestmark = pytest.mark.slurm
+
+
+def doctor(
+    runs: Runs, name: str, *overrides: str, nodes: int = 3, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """In an allocation, as from a shell of `salloc`."""
+    command = ["salloc", "--quiet", f"--nodes={nodes}", sys.executable, "-m", "bigtrain", "doctor", str(runs.config)]
+    words = [f"training.output_dir={runs.folder / name}", "training.global_batch_size=12", *overrides]
+    env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", **variables}
+    return subprocess.run([*command, *words], env=env, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_healthy_nodes(runs: Runs) -> None:
+    done = doctor(runs, "healthy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *rows, last = done.stdout.splitlines()
+    assert last == "all fit"
+    assert all(row.startswith(" all 3 nodes ") for row in rows[1:]), done.stdout
+    (gpus,) = [row for row in rows if " GPUs " in row]
+    assert "none: computing on the CPU" in gpus
+    assert not (runs.folder / "healthy").exists()
+
+
+def test_gpus_that_slurm_has_and_torch_has_not(runs: Runs) -> None:
+    """Its fake ones. A run that asks for GPUs would not start; one that does not says what it computes on."""
+    given = {"SALLOC_GPUS_PER_NODE": "2"}
+    done = doctor(runs, "gpus", nodes=2, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Slurm gives 2, and this torch computes on the CPU" in done.stdout
+    done = doctor(runs, "gpus", "launch.gpus_per_node=2", nodes=2, **given)
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1] == "no fault of single nodes, and to be mended for all: GPUs"
+
+
+def test_a_folder_that_is_not_shared(runs: Runs) -> None:
+    """Each node starts in a folder of its own, as one on its own disk is."""
+    for node in runs.cluster.nodes:
+        (runs.folder / "apart" / node / "run").mkdir(parents=True)
+    prefix = ["sh", "-c", f'cd {runs.folder}/apart/$SLURMD_NODENAME && exec "$@"', "sh"]
+    done = doctor(runs, "/proc/self/cwd/run", cwd=runs.folder / "apart/n1", BIGTRAIN_PREFIX=shlex.join(prefix))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert (
+        "training.output_dir is another folder here than where the job's first process runs: not shared" in done.stdout
+    )
+    assert done.stdout.splitlines()[-1] == "no fault of single nodes, and to be mended for all: run's folder"
+
+
+def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
+    """Slurm does not know it yet."""
+    cluster.kill("n2")
+    try:
+        done = doctor(runs, "died")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "to start without n2: sbatch --exclude=n2, or launch.exclude=n2"
+    finally:
+        cluster.revive("n2")
+    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), 60)
