@@ -335,7 +335,7 @@ class LaunchConfig(Section):
     partition: Text | None = None
     """Default: Slurm's own."""
     account: Text | None = None
-    """Who pays."""
+    """Whose budget pays."""
     qos: Text | None = None
     """Quality of service."""
     constraint: Text | None = None
