@@ -117,7 +117,7 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
         code = _run_step(given, nodes, command)
         if code in (0, EXIT_USER_ERROR):
             return code
-        if code == EXIT_REQUEUE:
+        if code == EXIT_REQUEUE or (output_dir / STOP).exists():  # a signal may have ended what was just starting
             return _requeue_unless_stopped(config, given)
         _record_fault(output_dir, code, nodes, given)
         if (state := _state(given)) not in ("RUNNING", None):

@@ -82,7 +82,7 @@ def statuses(run: Path) -> list[Status]:
     jobs = runs_of(run)
     told = slurm.jobs([job.id for job in jobs.values()])
     return [
-        Status(folder, job, told.get(job.id), progress(folder, job), _tail(folder / EVENTS)[-3:])
+        Status(folder, job, told.get(job.id), progress(folder, job), tail(folder / EVENTS)[-3:])
         for folder, job in jobs.items()
     ]
 
@@ -96,7 +96,7 @@ def followers(run: Path) -> list[tuple[Submitted, slurm.Job | None]]:
 
 def progress(run: Path, job: Submitted) -> Progress:
     """How far a run has come."""
-    rows = [row for row in _tail(run / METRICS) if row.get("step_seconds") is not None]
+    rows = [row for row in tail(run / METRICS) if row.get("step_seconds") is not None]
     steps = _steps(run, job)
     if not rows:
         return Progress(steps=steps)
@@ -187,7 +187,7 @@ def _steps(run: Path, job: Submitted) -> int | None:
     return None
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
+def tail(path: Path) -> list[dict[str, Any]]:
     """The last rows of a JSON-lines file, which may be long and still be written to."""
     if not path.is_file():
         return []

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bigtrain.launch import slurm
+from bigtrain.launch.status import tail
 from bigtrain.launch.submitted import STOP, runs_of
+from bigtrain.training.records import EVENTS
 
-_AGAIN_SECONDS = 60.0
+_AGAIN_SECONDS = 10.0
 """A signal that came while the processes were starting may not have been heard."""
+_HEARD = ("preempt", "stop")
 
 
 def stop(run: Path, *, wait: bool, say: Callable[[str], None], every: float = 2.0) -> None:
@@ -36,19 +39,27 @@ def stop(run: Path, *, wait: bool, say: Callable[[str], None], every: float = 2.
                 slurm.ask("scancel", "--state=PENDING", job.id)  # should it have started by now it is not killed
                 if job.id not in told:
                     say(f"job {job.id} is taken out of the queue")
-            elif not _has_steps(job.id) or time.monotonic() - told.get(job.id, -_AGAIN_SECONDS) < _AGAIN_SECONDS:
+            elif not _has_steps(job.id) or _will_end(folders[job.id], told.get(job.id)):
                 continue
             else:
                 slurm.ask("scancel", "--signal=USR1", job.id)
                 if job.id not in told:
                     say(f"job {job.id} is told to write a checkpoint and to end")
-            told[job.id] = time.monotonic()
+            told[job.id] = time.time()
         time.sleep(every)
         alive = _alive(folders)
     for job_id in set(folders) - set(alive):
         (folders[job_id] / STOP).unlink(missing_ok=True)
     if wait and told:
         say(f"{run} has ended; `bigtrain submit` with the same configuration goes on from its checkpoint")
+
+
+def _will_end(run: Path, told_at: float | None) -> bool:
+    """Whether the run has heard the signal of that time, or may not have had the time to."""
+    if told_at is None:
+        return False
+    heard = any(row["event"] in _HEARD and row["time"] > told_at for row in tail(run / EVENTS))
+    return heard or time.time() - told_at < _AGAIN_SECONDS
 
 
 def _alive(folders: dict[str, Path]) -> dict[str, slurm.Job]:

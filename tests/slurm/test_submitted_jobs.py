@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_submit_watch_stop_and_go_on(bigtrain: Bigtrain, config: Path, cluster: 
     assert f"resumed at step {step}" in done(bigtrain("logs", run, "--follow"))
     assert "layout" in done(bigtrain("logs", run, "--rank", 1))
     assert "there are 2 logs" in refused(bigtrain("logs", run, "--rank", 7))
+
+
+def test_a_run_is_stopped_while_it_starts(bigtrain: Bigtrain, config: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """Signals are lost on processes that do not handle them yet, or end them."""
+    job_id = done(bigtrain("submit", config)).strip()
+    wait_for("the start", lambda: states(cluster, job_id) == ["RUNNING"], PATIENCE)
+    begin = time.monotonic()
+    bigtrain("stop", tmp_path / "run")
+    assert time.monotonic() - begin < 40
+    assert states(cluster, job_id) == ["FAILED"]
+    assert f"job {job_id} stopped" in done(bigtrain("status", tmp_path / "run"))
+    assert not (tmp_path / "run/stop").exists()
 
 
 def test_a_sweep_is_an_array(bigtrain: Bigtrain, config: Path, cluster: Cluster, tmp_path: Path) -> None:
