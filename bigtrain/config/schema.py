@@ -357,6 +357,9 @@ class LaunchConfig(Section):
     chain: bool = False
     """Follow a job that ran into its limit with a new one instead of putting the same back into the queue, where
     Slurm does not allow that."""
+    checkup_timeout: NonNegative = 120.0
+    """Seconds in which the nodes of a job must show, before a run starts on them, that they are fit for it, alike, and
+    reach one another, see `bigtrain doctor CONFIG`; 0 leaves that out."""
     spare_nodes: NonNegativeInt = 0
     """Nodes that are allocated besides and wait to take the place of one that fails."""
     elastic: bool = False

@@ -22,8 +22,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from bigtrain.config import Config, validate
-from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
+from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError, LaunchError
 from bigtrain.launch import slurm
+from bigtrain.launch.checkup import checkup
 from bigtrain.launch.environment import expand_hosts, gpus_on_node
 from bigtrain.launch.submitted import STOP, submit_again
 from bigtrain.training import records
@@ -106,14 +107,16 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
         UserError: The run cannot work on these nodes.
     """
     output_dir = Path(config.training.output_dir)
-    nodes = given.nodes[: len(given.nodes) - config.launch.spare_nodes]
-    validate(config, len(nodes) * given.nproc)
+    validate(config, (len(given.nodes) - config.launch.spare_nodes) * given.nproc)
     _recall_unrecorded(output_dir)
     if given.restart_count and (loop := _crash_loop(output_dir)):
         _say(loop)
         return 1
     _survive_signals()
-    while True:
+    nodes = _enough(config, given, _fit(config, given))
+    if nodes is None:
+        _record_fault(output_dir, None, given.nodes, given)
+    while nodes is not None:
         code = _run_step(given, nodes, command)
         if code in (0, EXIT_USER_ERROR):
             return code
@@ -126,11 +129,25 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
         if loop := _crash_loop(output_dir):
             _say(loop)
             return code
-        left = _nodes_for(config, given)
-        if left is None:
-            return _requeue(config, given)
-        nodes = left
-        _say(f"starting again on {','.join(nodes)}")
+        nodes = _enough(config, given, _answering(given))
+        _say(f"starting again on {','.join(nodes)}" if nodes else "too few nodes are left to start again")
+    return _requeue(config, given)
+
+
+def _fit(config: Config, given: Allocation) -> list[str]:
+    """The nodes that have passed the checkup, which one alone does not need.
+
+    Raises:
+        LaunchError: it found what no choice of nodes would mend.
+    """
+    seconds = config.launch.checkup_timeout
+    if len(given.nodes) == 1 or not seconds:
+        return given.nodes
+    report = checkup(config, given.nodes, srun_options=given.srun_options, prefix=given.prefix, seconds=seconds)
+    _say(report.text())
+    if not report.ok and not report.bad_nodes:
+        raise LaunchError("the run cannot start on these nodes: see the checkup above")
+    return [node for node in given.nodes if node not in report.bad_nodes]
 
 
 def _run_step(given: Allocation, nodes: Sequence[str], command: Sequence[str]) -> int:
@@ -148,24 +165,28 @@ def _run_step(given: Allocation, nodes: Sequence[str], command: Sequence[str]) -
     return 128 - code if code < 0 else code
 
 
-def _nodes_for(config: Config, given: Allocation) -> list[str] | None:
-    """Nodes of the job that answer, as many as compute; with `launch.elastic` fewer will do. None: too few."""
-    with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(_answers, given.nodes))
-    answering = [node for node, answered in zip(given.nodes, answers, strict=True) if answered]
-    for node in given.nodes:
-        if node not in answering:
-            _say(f"node {node} does not answer")
+def _enough(config: Config, given: Allocation, fit: Sequence[str]) -> list[str] | None:
+    """As many of these nodes as compute; with `launch.elastic` fewer will do. None: too few."""
     wanted = len(given.nodes) - config.launch.spare_nodes
-    for count in range(min(wanted, len(answering)), 0, -1):
+    for count in range(min(wanted, len(fit)), 0, -1):
         if count < wanted and not config.launch.elastic:
             return None
         try:
             validate(config, count * given.nproc)
         except ConfigError:
             continue
-        return answering[:count]
+        return list(fit[:count])
     return None
+
+
+def _answering(given: Allocation) -> list[str]:
+    """The nodes on which Slurm can start something."""
+    with ThreadPoolExecutor(32) as pool:
+        answers = dict(zip(given.nodes, pool.map(_answers, given.nodes), strict=True))
+    for node in given.nodes:
+        if not answers[node]:
+            _say(f"node {node} does not answer")
+    return [node for node in given.nodes if answers[node]]
 
 
 def _answers(node: str) -> bool:
@@ -209,7 +230,7 @@ def _state(given: Allocation) -> str | None:
     return next((job.state for job in found.values()), None)
 
 
-def _record_fault(output_dir: Path, code: int, nodes: Sequence[str], given: Allocation) -> None:
+def _record_fault(output_dir: Path, code: int | None, nodes: Sequence[str], given: Allocation) -> None:
     world_size = len(nodes) * given.nproc
     records.event(output_dir, "fault", _last_step(output_dir), world_size, exit_code=code, nodes=list(nodes))
 

@@ -33,6 +33,7 @@ def runs(
         "training.steps=120",
         "training.step_timeout=6",
         "checkpoint.interval=10",
+        "launch.checkup_timeout=0",
     )
     (folder / "run.yaml").write_text(to_yaml(config))
     return Runs(cluster, folder, folder / "run.yaml", sys.executable)

@@ -1,8 +1,14 @@
 """Jobs on a real Slurm: what befalls them does not change what they compute."""
 
+import shlex
+import shutil
+from pathlib import Path
+
 import pytest
 import strikes
 from strikes import Runs, curve, strike
+
+import bigtrain
 
 pytestmark = pytest.mark.slurm
 
@@ -97,6 +103,22 @@ def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(runs: Runs
     assert again.end() == "COMPLETED", again.out.read_text()
     assert [row["step"] for row in again.events("resume")] == [stopped["step"]]
     assert curve(again.run) == runs.undisturbed()
+
+
+def test_a_node_that_is_not_fit_is_left_out_from_the_start(runs: Runs) -> None:
+    """One that has another BigTrain."""
+    other = runs.folder / "other"
+    shutil.copytree(Path(bigtrain.__file__).parent, other / "bigtrain", ignore=shutil.ignore_patterns("__pycache__"))
+    (other / "bigtrain/errors.py").open("a").write("# changed\n")
+    odd = f'[ $SLURMD_NODENAME = n2 ] && export PYTHONPATH={other}; exec "$@"'
+    words = ("launch.checkup_timeout=60", "launch.spare_nodes=1", "training.steps=20")
+    variables = {"BIGTRAIN_PREFIX": shlex.join(["sh", "-c", odd, "sh"])}
+    job = runs.submit("unfit", "--nodelist=n[1-3]", "--nodes=3", overrides=words, variables=variables)
+    assert job.end() == "COMPLETED", job.out.read_text()
+    assert "--exclude=n2" in job.out.read_text()
+    (start,) = job.events("start")
+    assert start["world_size"] == 2
+    assert curve(job.run) == runs.undisturbed(*words)
 
 
 def test_one_that_fails_at_the_same_step_again_and_again_is_given_up(runs: Runs) -> None:
