@@ -171,7 +171,7 @@ def test_all_mistakes_are_told_at_once_each_with_who_said_it(sound: Path, monkey
         "base.yaml: optimizer.eps = 'slow': it takes a number above 0",
         "command line: training.steps = false: it takes a whole number above 0",
         "run.yaml: unknown key foo; a configuration has model, tokenizer, data, parallel, optimizer, schedule, "
-        "training, checkpoint, logging",
+        "training, checkpoint, logging, launch",
     ]
 
 
