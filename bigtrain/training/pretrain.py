@@ -1,6 +1,7 @@
 """A pretraining run on this process, from the configuration to the exit code."""
 
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,10 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
     engine = Engine(config, layout)
     resumed = inputs.checkpoint
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
+    began = time.perf_counter()
     if resumed:
         store.load(resumed, engine)
+    loaded_seconds = time.perf_counter() - began
     options = config.checkpoint
     saver = Saver(
         checkpoint_folder(config),
@@ -121,7 +124,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
         progress=ProgressLine(config.training.steps, state.step, shown=layout.rank == 0),
         dashboard=Dashboard(config, output_dir) if layout.rank == 0 else None,
     )
-    _announce(run, resumed)
+    _announce(run, resumed, loaded_seconds)
     return run
 
 
@@ -153,12 +156,13 @@ def _slurm_job() -> dict[str, Any]:
     return {"slurm_job_id": job_id, "slurm_restart_count": restarts}
 
 
-def _announce(run: Run, resumed: catalog.Checkpoint | None) -> None:
+def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: float) -> None:
     layout = run.layout.describe()
     job = _slurm_job()
     stages = {"stages": run.inputs.data_identity["stages"]} if "stages" in run.inputs.data_identity else {}
     if resumed:
-        run.event("resume", layout=layout, saved_with=resumed.layout, **job, **stages)
+        loaded = {"loaded_seconds": round(loaded_seconds, 3)}
+        run.event("resume", layout=layout, saved_with=resumed.layout, **loaded, **job, **stages)
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -122,25 +123,30 @@ def curve(run: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a stroke cost."""
+    """What a stroke cost: seconds since it was done, but for `loading`."""
 
     strike: str
     lost_steps: int
     """Steps that were done again."""
     noticed: float
-    """Seconds until the run knew: it recorded that it stops or has failed, or Slurm took the job from its nodes."""
-    started: float
-    """Seconds until the processes were there again, the checkpoint loaded."""
+    """Until the run knew: it recorded that it stops or has failed, or Slurm took the job from its nodes."""
+    restarted: float
+    """Until the launchers were started again, here or by way of the queue."""
+    loaded: float
+    """Until the processes had loaded the checkpoint."""
+    loading: float
+    """Of that, reading the checkpoint."""
     stepped: float
-    """Seconds until the first step beyond all that were done before."""
+    """Until the first step beyond all that were done before."""
 
 
 def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
     """Do it, and measure until the run is further than it was."""
     resumed = len(job.events("resume"))
-    step, began = job.step, time.time()
+    step, began, said = job.step, time.time(), len(job.out.read_text())
     stroke(job)
     seen: list[float] = []
+    restarted: list[float] = []
 
     def noticed() -> bool:
         ends = [row["time"] for what in ("fault", "preempt") for row in job.events(what) if row["time"] > began]
@@ -148,15 +154,22 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
             seen.append(min(ends, default=time.time()))
         return bool(seen)
 
+    def goes_on() -> bool:
+        if not restarted and re.search(r"== (job \d+, start|starting again)", job.out.read_text()[said:]):
+            restarted.append(time.time())
+        return len(job.events("resume")) > resumed
+
     wait_for(f"{name}: somebody notices", noticed, PATIENCE)
-    wait_for(f"{name}: the run goes on", lambda: len(job.events("resume")) > resumed, PATIENCE)
+    wait_for(f"{name}: the run goes on", goes_on, PATIENCE)
     back = job.events("resume")[resumed]
     job.reach(step + 1)
     return Recovery(
         strike=name,
         lost_steps=max(0, step - back["step"]),
         noticed=seen[0] - began,
-        started=back["time"] - began,
+        restarted=restarted[0] - began,
+        loaded=back["time"] - began,
+        loading=back["loaded_seconds"],
         stepped=time.time() - began,
     )
 
