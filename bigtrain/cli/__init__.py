@@ -151,7 +151,7 @@ app.command("verify-masks")(verify_masks)
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file: look at all nodes of this Slurm job for it.")
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file: look at all nodes of this Slurm job for it.")
     ] = None,
     overrides: Overrides = None,
     time_limit: Annotated[int, typer.Option(help="Seconds in which the nodes must have answered.", min=10)] = 120,

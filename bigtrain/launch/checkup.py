@@ -29,6 +29,8 @@ _GRACE_SECONDS = 10.0
 """For Slurm to start the programs and to bring their words back."""
 _BYTES_PER_PARAMETER = 12  # in a checkpoint: float32 weights and Adam's two moments
 _ANSWER = TypeAdapter(Answer)
+_ENDED = re.compile(r": tasks? [\d,-]+: ")
+"""How a task ended, as `srun` tells it: it kills those of good nodes too, when it cannot reach another."""
 
 
 def checkup(
@@ -108,11 +110,12 @@ def _silent(
     Where no node has and Slurm names some that it could not reach, it is these: it does not start the others then.
     """
     missing = [node for node in nodes if node not in answers]
+    slurms = [line for line in errors if line.startswith("srun:") and not _ENDED.search(line)]
     found = {}
     for node in missing:
         label = re.compile(rf"\s*{nodes.index(node)}: ")
         own = [label.sub("", line, count=1) for line in errors if label.match(line)]
-        of_it = [line for line in errors if line.startswith("srun:") and re.search(rf"\b{re.escape(node)}\b", line)]
+        of_it = [line for line in slurms if re.search(rf"\b{re.escape(node)}\b", line)]
         if own or of_it:
             found[node] = (own or of_it)[-1].strip()
     if answers or not found:

@@ -153,6 +153,26 @@ def test_what_the_first_node_cannot_do_is_told_at_once(job: Job, monkeypatch: py
         checkup(job(), ["n1"])
 
 
+@pytest.mark.parametrize(
+    ("errors", "bad"),
+    [
+        (
+            "error: Task launch for StepId=7.0 failed on node n2: Connection refused\nsrun: error: n1: task 0: Killed",
+            ["n2"],
+        ),
+        ("error: Unable to create step for job 7: Invalid generic resource (gres) specification", []),
+    ],
+)
+def test_where_slurm_starts_nothing(job: Job, tmp_path: Path, errors: str, bad: list[str]) -> None:
+    """A node that it cannot reach is named; what it has against all is told, and no node is blamed."""
+    (tmp_path / "errors").write_text(f"srun: {errors}\n")
+    (tmp_path / "bin/srun").write_text(f"#!/bin/sh\ncat {tmp_path}/errors >&2\nexit 1\n")
+    report = checkup(job(), ["n1", "n2"], seconds=10)
+    assert not report.ok
+    assert report.bad_nodes == bad
+    assert errors.splitlines()[0] in report.text()
+
+
 def test_little_is_imported() -> None:
     """The job's batch step needs no torch for it, and its nodes nothing beside."""
     heavy = {"megatron", "deepspeed", "transformers", "wandb"}

@@ -17,8 +17,18 @@ def doctor(
     runs: Runs, name: str, *overrides: str, nodes: int = 3, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """In an allocation, as from a shell of `salloc`."""
-    command = ["salloc", "--quiet", f"--nodes={nodes}", sys.executable, "-m", "bigtrain", "doctor", str(runs.config)]
-    words = [f"training.output_dir={runs.folder / name}", "training.global_batch_size=12", *overrides]
+    command = [
+        "salloc",
+        "--quiet",
+        "--no-kill",
+        f"--nodes={nodes}",
+        sys.executable,
+        "-m",
+        "bigtrain",
+        "doctor",
+        str(runs.config),
+    ]
+    words = [f"training.output_dir={runs.folder / name}", "training.global_batch_size=24", *overrides]
     env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", **variables}
     return subprocess.run([*command, *words], env=env, capture_output=True, text=True, check=False, cwd=cwd)
 
