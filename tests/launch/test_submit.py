@@ -1,5 +1,6 @@
 """What `bigtrain submit` would hand to Slurm, and what it refuses before it asks."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config import load_config, to_yaml
+from bigtrain.config.schema import LaunchConfig
 from bigtrain.errors import ConfigError, DataError, LaunchError
 from bigtrain.launch import batch, submit
 
@@ -239,3 +241,19 @@ def test_what_is_kept_reads_back_as_what_was_planned(plan_of: PlanOf, tmp_path: 
     kept = tmp_path / "kept.yaml"
     kept.write_text(to_yaml(config))
     assert load_config(kept) == config
+
+
+def test_a_job_that_is_submitted_from_within_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sbatch`, here one that shows its environment, would hand on what belongs to that other."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\nenv > $1\necho Submitted batch job 17\n")
+    sbatch.chmod(0o755)
+    for name, value in {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "RANK": "1", "SLURM_CONF": "here"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    made = batch.script(LaunchConfig(), tmp_path / "slurm", "run", processes=1)
+    job_id, script = made.submit_command("true")
+    names = {line.partition("=")[0] for line in script.read_text().splitlines()}
+    assert job_id == "17"
+    assert "SLURM_CONF" in names
+    assert not {"SLURM_JOB_ID", "SLURM_STEP_ID", "RANK"} & names

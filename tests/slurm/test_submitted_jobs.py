@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -181,14 +182,18 @@ def test_a_chain_of_jobs(bigtrain: Bigtrain, config: Path, cluster: Cluster, tmp
     run = tmp_path / "run"
     first = done(bigtrain("submit", config, "launch.chain=true", "launch.processes_per_node=1")).strip()
     wait_for("a step", lambda: rows(run / "metrics.jsonl"), PATIENCE)
-    cluster.ask("scancel", "--signal=USR1", first)
-    wait_for("the second start", lambda: "resume" in events(run), PATIENCE)
-    second = json.loads((run / "slurm/jobs.jsonl").read_text().splitlines()[-1])["id"]
-    assert second != first
-    assert f"job {second} RUNNING" in done(bigtrain("status", run))
-    resumed = rows(run / "events.jsonl")[-1]
-    assert (resumed["slurm_job_id"], resumed["slurm_restart_count"]) == (second, 0)
-    bigtrain("stop", run)
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(bigtrain, "status", run, "--watch")
+        cluster.ask("scancel", "--signal=USR1", first)
+        wait_for("the second start", lambda: "resume" in events(run), PATIENCE)
+        second = json.loads((run / "slurm/jobs.jsonl").read_text().splitlines()[-1])["id"]
+        assert second != first
+        assert f"job {second} RUNNING" in done(bigtrain("status", run))
+        resumed = rows(run / "events.jsonl")[-1]
+        assert (resumed["slurm_job_id"], resumed["slurm_restart_count"]) == (second, 0)
+        bigtrain("stop", run)
+    assert watched.result().returncode == 75
+    assert f"job {second} RUNNING" in watched.result().stdout
     assert states(cluster, second) == ["FAILED"]
     assert len((run / "slurm/jobs.jsonl").read_text().splitlines()) == 2
 
