@@ -161,7 +161,7 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
     job = _slurm_job()
     stages = {"stages": run.inputs.data_identity["stages"]} if "stages" in run.inputs.data_identity else {}
     if resumed:
-        loaded = {"loaded_seconds": round(loaded_seconds, 3)}
+        loaded: dict[str, Any] = {"loaded_seconds": round(loaded_seconds, 3)}
         run.event("resume", layout=layout, saved_with=resumed.layout, **loaded, **job, **stages)
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
