@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config
 from bigtrain.errors import ConfigError, LaunchError
+from bigtrain.launch import slurm
 from bigtrain.launch.checkup_answer import LINE, Answer, Asked
 from bigtrain.launch.checkup_verdicts import Report, judge
 from bigtrain.models.size import parameter_count
@@ -58,12 +59,18 @@ def checkup(
     with _marker(Path(config.training.output_dir)) as (marker, token):
         folder = checkpoint_folder(config)
         asked = Asked(seconds, str(marker), token, str(folder) if is_local(folder) else "", _datasets(config))
+        reached: Sequence[str] = nodes
         said, errors = _ask(nodes, asked, srun_options, prefix)
+        if len(_answers(said)) < len(nodes):  # of a node that is lost others suffer too: once more without it
+            reached = slurm.answering(nodes) or nodes
+            if len(reached) < len(nodes):
+                said, errors = _ask(reached, asked, srun_options, prefix)
     answers = _answers(said)
+    silent = dict.fromkeys((node for node in nodes if node not in reached), "Slurm can start nothing there")
     return judge(
         nodes,
         answers,
-        _silent(nodes, answers, errors, seconds),
+        silent | _silent(reached, answers, errors, seconds),
         checkpoint_bytes=_BYTES_PER_PARAMETER * parameter_count(config.model),
         checkpoints=_checkpoints_to_come(config, folder),
         wants_gpus=config.launch.gpus_per_node > 0,

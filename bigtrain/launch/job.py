@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -31,7 +30,6 @@ from bigtrain.training import records
 
 SAME_STEP = 3
 """Failures in a row without a step in between, after which a run is not started again."""
-_ANSWER_SECONDS = 20
 _ORDERLY = {"preempt", "stop", "fault"}
 """Events that end a start of a run."""
 
@@ -181,22 +179,11 @@ def _enough(config: Config, given: Allocation, fit: Sequence[str]) -> list[str] 
 
 def _answering(given: Allocation) -> list[str]:
     """The nodes on which Slurm can start something."""
-    with ThreadPoolExecutor(32) as pool:
-        answers = dict(zip(given.nodes, pool.map(_answers, given.nodes), strict=True))
+    answering = slurm.answering(given.nodes)
     for node in given.nodes:
-        if not answers[node]:
+        if node not in answering:
             _say(f"node {node} does not answer")
-    return [node for node in given.nodes if answers[node]]
-
-
-def _answers(node: str) -> bool:
-    """Whether Slurm can start something on a node."""
-    command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--gres=none", "true"]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=_ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    return answering
 
 
 def _requeue_unless_stopped(config: Config, given: Allocation) -> int:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ENDED = {
 }  # fmt: skip
 """States that a job does not leave by itself."""
 _SECONDS = 60
+_ANSWER_SECONDS = 20
 _FIELDS = (
     "JobArrayID",
     "State",
@@ -142,3 +144,18 @@ def _job(line: str) -> Job:
     code = 128 + number if number else code
     name = name.removesuffix("|").rstrip()  # which may hold the separator itself
     return Job(job_id, state, reason, nodes, used, left, starts, partition, code, name)
+
+
+def answering(nodes: Sequence[str]) -> list[str]:
+    """Those of this job's nodes on which something can be started: that one is lost Slurm learns minutes later."""
+    with ThreadPoolExecutor(32) as pool:
+        return [node for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if answers]
+
+
+def _answers(node: str) -> bool:
+    command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--gres=none", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

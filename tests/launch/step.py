@@ -33,7 +33,7 @@ def main() -> int:
     for number, node in enumerate(nodes):
         of_it = differs.get(node, {})
         task = subprocess.Popen(
-            ["sleep", "600"] if of_it.get("silent") else program,
+            ["sleep", "600"] if of_it.get("silent") and program != ["true"] else program,
             env={**os.environ, **step, "SLURM_NODEID": str(number), "SLURMD_NODENAME": node, **of_it.get("env", {})},
             cwd=of_it.get("cwd"),
             stdout=subprocess.PIPE,

@@ -187,6 +187,9 @@ class Cluster:
         name = ["nsenter", "--target", str(home.pid), "--uts", "hostname"]
         named = lambda: subprocess.run(name, check=False, capture_output=True, text=True).stdout.strip() == node  # noqa: E731
         wait_for(f"the home of {node}", named, 10)
+        subprocess.run(
+            ["ip", "link", "del", f"bt-{node}"], check=False, stderr=subprocess.DEVNULL
+        )  # of one that was killed
         _ip("link", "add", f"bt-{node}", "type", "veth", "peer", "name", "eth0", "netns", str(home.pid))
         _ip("link", "set", f"bt-{node}", "master", BRIDGE, "up")
         inside = self._inside(node)

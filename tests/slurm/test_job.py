@@ -110,7 +110,7 @@ def test_a_node_that_is_not_fit_is_left_out_from_the_start(runs: Runs) -> None:
     other = runs.folder / "other"
     shutil.copytree(Path(bigtrain.__file__).parent, other / "bigtrain", ignore=shutil.ignore_patterns("__pycache__"))
     (other / "bigtrain/errors.py").open("a").write("# changed\n")
-    odd = f'[ $SLURMD_NODENAME = n2 ] && export PYTHONPATH={other}; exec "$@"'
+    odd = f'[ $SLURMD_NODENAME = n2 ] && cd {other} && export PYTHONPATH={other}; exec "$@"'
     words = ("launch.checkup_timeout=60", "launch.spare_nodes=1", "training.steps=20")
     variables = {"BIGTRAIN_PREFIX": shlex.join(["sh", "-c", odd, "sh"])}
     job = runs.submit("unfit", "--nodelist=n[1-3]", "--nodes=3", overrides=words, variables=variables)
