@@ -22,6 +22,7 @@ def doctor(
         "--quiet",
         "--no-kill",
         f"--nodes={nodes}",
+        f"--nodelist=n[1-{nodes}]",
         sys.executable,
         "-m",
         "bigtrain",
