@@ -73,13 +73,13 @@ def pretrain(
     from bigtrain.launch.local import run_workers
 
     loaded = load_config(config, overrides or [])
-    command = [sys.executable, "-m", "bigtrain", "pretrain", str(config), *(overrides or [])]
+    words = ["pretrain", str(config), *(overrides or [])]
     if is_batch_step(os.environ):
         from bigtrain.training.preflight import preflight
 
         given = allocation(loaded, nproc, os.environ)
         preflight(loaded)
-        sys.exit(supervise(loaded, command, given))
+        sys.exit(supervise(loaded, words, given))
     world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
     validate(loaded, world.world_size)
     if not world.is_worker:
@@ -92,7 +92,7 @@ def pretrain(
         sys.exit(run(loaded))
     sys.exit(
         run_workers(
-            command,
+            [sys.executable, "-m", "bigtrain", *words],
             world,
             log_dir=Path(loaded.training.output_dir) / "logs",
         )
@@ -189,7 +189,7 @@ def _doctor_of_nodes(config: Path, overrides: list[str] | None, seconds: int) ->
         )
     given = allocation(loaded, None, os.environ)
     validate(loaded, (len(given.nodes) - loaded.launch.spare_nodes) * given.nproc)
-    report = checkup(loaded, given.nodes, srun_options=given.srun_options, prefix=given.prefix, seconds=float(seconds))
+    report = checkup(loaded, given.nodes, srun_options=given.srun_options, python=given.python, seconds=float(seconds))
     table = Table("nodes", "", "found", "", box=None)
     for row in report.rows():
         table.add_row(report.named(row.nodes), row.what, Text(row.found), row.kind)

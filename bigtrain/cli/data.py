@@ -90,7 +90,7 @@ def data_clean(
 
     done = clean(loaded, lambda number, of, name: out.print(f"stage {number} of {of}: {name}", markup=False))
     if done.counts is None:
-        out.print(f"{len(done.jobs)} jobs submitted: {', '.join(done.jobs)}; logs in {done.output / 'work/logs'}")
+        out.print(f"{len(done.jobs)} jobs submitted: {', '.join(done.jobs)}; logs in {done.output / 'tasks/logs'}")
         return
     for row in done.counts:
         why = ", ".join(f"{reason} {number:,}" for reason, number in row["reasons"].items())

@@ -182,6 +182,7 @@ def run_command(config: Config, folder: Path, configs: Sequence[Path]) -> str:
     if launch.container_image is not None:
         variable = "BIGTRAIN_SRUN_ARGS" if launch.container_runtime == "pyxis" else "BIGTRAIN_PREFIX"
         lines += [*_python_path(config), f"export {variable}={shlex.quote(shlex.join(_container(config, folder)))}"]
+        lines.append("export BIGTRAIN_NODE_PYTHON=python3")
     chosen = shlex.quote(str(configs[0]))
     if len(configs) > 1:
         lines += ["configs=(", *(f"  {shlex.quote(str(path))}" for path in configs), ")"]

@@ -39,7 +39,7 @@ def checkup(
     nodes: Sequence[str],
     *,
     srun_options: Sequence[str] = (),
-    prefix: Sequence[str] = (),
+    python: Sequence[str] = (sys.executable,),
     seconds: float = 120.0,
 ) -> Report:
     """Look at the nodes of this job. Takes some seconds beside the import of torch, and `seconds` at most, about.
@@ -48,7 +48,7 @@ def checkup(
         config: The run's. Its folder is made if it is not there; nothing is left in it.
         nodes: Names of nodes of this job, in Slurm's order.
         srun_options: Further options of `srun`.
-        prefix: Words before the program, such as a container's.
+        python: Words that start Python on a node.
         seconds: Time limit. A node that has not answered by then is named.
 
     Raises:
@@ -60,11 +60,11 @@ def checkup(
         folder = checkpoint_folder(config)
         asked = Asked(seconds, str(marker), token, str(folder) if is_local(folder) else "", _datasets(config))
         reached: Sequence[str] = nodes
-        said, errors = _ask(nodes, asked, srun_options, prefix)
+        said, errors = _ask(nodes, asked, srun_options, python)
         if len(_answers(said)) < len(nodes):  # of a node that is lost others suffer too: once more without it
             reached = slurm.answering(nodes) or nodes
             if len(reached) < len(nodes):
-                said, errors = _ask(reached, asked, srun_options, prefix)
+                said, errors = _ask(reached, asked, srun_options, python)
     answers = _answers(said)
     silent = dict.fromkeys((node for node in nodes if node not in reached), "Slurm can start nothing there")
     return judge(
@@ -79,13 +79,11 @@ def checkup(
 
 
 def _ask(
-    nodes: Sequence[str], asked: Asked, srun_options: Sequence[str], prefix: Sequence[str]
+    nodes: Sequence[str], asked: Asked, srun_options: Sequence[str], python: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The lines that the nodes' programs and Slurm wrote to stdout and to stderr, each with its task's number."""
-    step = ["srun", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes)}"]
-    # --overlap: a step that runs already, such as this shell, is not waited for.
-    step += ["--ntasks-per-node=1", "--label", "--overlap", "--kill-on-bad-exit=0", *srun_options, *prefix]
-    program = [sys.executable, "-m", "bigtrain.launch.checkup_node", json.dumps(asdict(asked))]
+    step = slurm.step(nodes, "--label", *srun_options)
+    program = [*python, "-m", "bigtrain.launch.checkup_node", json.dumps(asdict(asked))]
     try:
         process = subprocess.Popen(
             [*step, *program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -45,8 +45,8 @@ class Allocation:
     nproc: int
     """Processes on each node."""
     srun_options: list[str]
-    prefix: list[str]
-    """Words before the command, such as a container's."""
+    python: list[str]
+    """Words that start Python on a node; in a container it is another than this process's."""
     submission: Path | None
     """The batch script, where `bigtrain submit` wrote it."""
     is_batch: bool
@@ -83,18 +83,18 @@ def allocation(config: Config, nproc: int | None, env: Mapping[str, str]) -> All
         nodes=nodes,
         nproc=wanted or -(-config.parallel.model_parallel_size // computing),
         srun_options=options,
-        prefix=shlex.split(env.get("BIGTRAIN_PREFIX", "")),
+        python=[*shlex.split(env.get("BIGTRAIN_PREFIX", "")), env.get("BIGTRAIN_NODE_PYTHON", sys.executable)],
         submission=Path(submission) if submission else None,
         is_batch=env.get("ENVIRONMENT") == "BATCH",
     )
 
 
-def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
+def supervise(config: Config, words: Sequence[str], given: Allocation) -> int:
     """Keep the run going on the job's nodes until it is done, or must leave them.
 
     Args:
         config: The run's.
-        command: `python -m bigtrain pretrain …`, as every node is to start it, without `--nproc`.
+        words: Of the command, after `bigtrain`, as every node is to start it, without `--nproc`.
         given: The job's nodes.
 
     Returns:
@@ -115,7 +115,7 @@ def supervise(config: Config, command: Sequence[str], given: Allocation) -> int:
     if nodes is None:
         _record_fault(output_dir, None, given.nodes, given)
     while nodes is not None:
-        code = _run_step(given, nodes, command)
+        code = _run_step(given, nodes, words)
         if code in (0, EXIT_USER_ERROR):
             return code
         if code == EXIT_REQUEUE or (output_dir / STOP).exists():  # a signal may have ended what was just starting
@@ -141,25 +141,23 @@ def _fit(config: Config, given: Allocation) -> list[str]:
     seconds = config.launch.checkup_timeout
     if len(given.nodes) == 1 or not seconds:
         return given.nodes
-    report = checkup(config, given.nodes, srun_options=given.srun_options, prefix=given.prefix, seconds=seconds)
+    report = checkup(config, given.nodes, srun_options=given.srun_options, python=given.python, seconds=seconds)
     _say(report.text())
     if not report.ok and not report.bad_nodes:
         raise LaunchError("the run cannot start on these nodes: see the checkup above")
     return [node for node in given.nodes if node not in report.bad_nodes]
 
 
-def _run_step(given: Allocation, nodes: Sequence[str], command: Sequence[str]) -> int:
+def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str]) -> int:
     """Start the launchers and wait until they have ended.
 
     `--wait`: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait
-    for ever for those that are gone. (`--kill-on-bad-exit` would give them none, and 75 is a "bad exit" too.) After an
-    orderly stop all end at once: they meet for the last time when everything is written.
-
-    `--overlap`: a step that has lost a node holds what it had until Slurm has given the node up.
+    for ever for those that are gone. After an orderly stop all end at once: they meet for the last time when everything
+    is written.
     """
-    step = ["srun", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes)}"]
-    step += ["--ntasks-per-node=1", "--wait=15", "--kill-on-bad-exit=0", "--overlap", *given.srun_options]
-    code = subprocess.Popen([*step, *given.prefix, *command, "--nproc", str(given.nproc)]).wait()
+    step = slurm.step(nodes, "--wait=15", *given.srun_options)
+    launcher = [*given.python, "-m", "bigtrain", *words, "--nproc", str(given.nproc)]
+    code = subprocess.Popen([*step, *launcher]).wait()
     return 128 - code if code < 0 else code
 
 

@@ -93,6 +93,22 @@ def output_of(job_id: str) -> Path | None:
     return Path(found[1]) if found else None
 
 
+def step(nodes: Sequence[str], *options: str) -> list[str]:
+    """The words of `srun` that start one task on each of these nodes of the job.
+
+    `--overlap`: a step that runs already, or that has lost a node and holds the others until Slurm has given that one
+    up, is not waited for. `--kill-on-bad-exit=0`: a task that fails leaves the others the time to notice.
+    """
+    where = [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes)}"]
+    return ["srun", *where, "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=0", *options]
+
+
+def answering(nodes: Sequence[str]) -> list[str]:
+    """Those of this job's nodes on which something can be started: that one is lost Slurm learns minutes later."""
+    with ThreadPoolExecutor(32) as pool:
+        return [node for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if answers]
+
+
 def clean(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without what belongs to the job or the rank that this process is in.
 
@@ -146,14 +162,8 @@ def _job(line: str) -> Job:
     return Job(job_id, state, reason, nodes, used, left, starts, partition, code, name)
 
 
-def answering(nodes: Sequence[str]) -> list[str]:
-    """Those of this job's nodes on which something can be started: that one is lost Slurm learns minutes later."""
-    with ThreadPoolExecutor(32) as pool:
-        return [node for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if answers]
-
-
 def _answers(node: str) -> bool:
-    command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--gres=none", "true"]
+    command = [*step([node], "--gres=none"), "true"]
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired:

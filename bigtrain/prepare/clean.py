@@ -81,7 +81,7 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
     if (output / "cleaning.json").exists():
         return Cleaned(output, json.loads((output / "cleaning.json").read_text(encoding="utf-8"))["counts"])
     stages = plan(recipe, output, origin)
-    logger.remove()  # what datatrove tells is in OUTPUT/work/logs
+    logger.remove()  # what datatrove tells is in OUTPUT/tasks/logs
     if recipe.executor.kind == "slurm":
         chain = _slurm(recipe, stages, output)
         chain[-1].run()
@@ -100,7 +100,7 @@ def clean(recipe: Recipe, on_stage: Callable[[int, int, str], None] = lambda *_:
 
 def plan(recipe: Recipe, output: Path, origin: Origin) -> list[Stage]:
     """The stages of a recipe, in their order, the last of which writes the reports."""
-    work = output / "work"
+    work = output / "tasks"
     base, lists, files = find_inputs(recipe)
     for kind, names in lists.items():
         (work / f"{kind}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -228,7 +228,7 @@ def _slurm(recipe: Recipe, stages: list[Stage], output: Path) -> list[SlurmPipel
 
 
 def _logs(output: Path, number: int, stage: Stage) -> Path:
-    return output / "work/logs" / f"{number:02d}-{stage.name}"
+    return output / "tasks/logs" / f"{number:02d}-{stage.name}"
 
 
 def _claim(recipe: Recipe, output: Path) -> Origin:
@@ -241,7 +241,7 @@ def _claim(recipe: Recipe, output: Path) -> Origin:
         "recipe": resolved(recipe),
         "inputs": files,
     }
-    mark = output / "work/recipe.json"
+    mark = output / "tasks/recipe.json"
     if mark.exists():
         other = json.loads(mark.read_text(encoding="utf-8"))
         if other["inputs"] != files and other["fingerprint"] == own:
@@ -251,13 +251,13 @@ def _claim(recipe: Recipe, output: Path) -> Origin:
             what = f"it differs in {', '.join(changed)}" if changed else "a benchmark, a model or a package has changed"
             raise DataError(f"{output} holds the work of another recipe: {what}. Give another output, or remove it")
         return Origin(**other)
-    if output.exists() and {path.name for path in output.iterdir()} - {"work"}:
+    if output.exists() and {path.name for path in output.iterdir()} - {"tasks"}:
         raise DataError(f"{output} is there already and holds no cleaning; give another output")
     return _begin(recipe, output, mine)
 
 
 def _begin(recipe: Recipe, output: Path, mine: dict[str, Any]) -> Origin:
-    work = output / "work"
+    work = output / "tasks"
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

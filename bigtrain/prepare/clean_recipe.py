@@ -271,7 +271,7 @@ class Recipe(Section):
     examples: NonNegativeInt = 20
     """Documents to show in the report for each step and reason."""
     keep_intermediate: bool = False
-    """Keep `OUTPUT/work/stages`: documents between the stages, fingerprints and duplicates."""
+    """Keep `OUTPUT/tasks/stages`: documents between the stages, fingerprints and duplicates."""
     steps: Annotated[list[Step], Field(min_length=1)]
     """What the documents go through, in order; each kind at most once."""
     executor: Executor = Executor()

@@ -51,7 +51,7 @@ def finish(output: Path, logs: list[tuple[Path, list[str]]], origin: Origin, mos
         keep: Do not remove what only the stages needed.
     """
     counts = step_counts(logs)
-    examples = _examples(output / "work/examples", [row["step"] for row in counts], most)
+    examples = _examples(output / "tasks/examples", [row["step"] for row in counts], most)
     cleaning = {
         "fingerprint": origin.fingerprint,
         "recipe": origin.recipe,
@@ -62,7 +62,7 @@ def finish(output: Path, logs: list[tuple[Path, list[str]]], origin: Origin, mos
     _write(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     _write(output / "report.html", _page(output, origin, counts, examples))
     if not keep:
-        shutil.rmtree(output / "work/stages", ignore_errors=True)
+        shutil.rmtree(output / "tasks/stages", ignore_errors=True)
     (output / "documents").mkdir(exist_ok=True)  # all documents may have been dropped
     _write(output / "cleaning.json", json.dumps(cleaning, indent=1, ensure_ascii=False))
 

@@ -133,6 +133,7 @@ def test_a_container(plan_of: PlanOf, tmp_path: Path) -> None:
     assert mounts[0] == f"{batch.PROJECT}:{batch.PROJECT}"
     assert mounts[-2:] == [f"{tmp_path}/run:{tmp_path}/run", "/data:/data"]
     assert words[2] == f"--container-workdir={Path.cwd()}"
+    assert "export BIGTRAIN_NODE_PYTHON=python3" in commands(text)
 
     apptainer = plan_of(*image, "launch.gpus_per_node=1", "launch.container_runtime=apptainer", then=["report {run}"])
     exported = next(line for line in commands(submit.script_text(apptainer)) if "BIGTRAIN_PREFIX" in line)

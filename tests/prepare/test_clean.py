@@ -240,7 +240,7 @@ def test_two_workers_write_the_same_even_after_a_kill(recipe: Path, cleaned: Pat
     output = tmp_path / "out"
     words = [str(recipe), f"output={output}", "workers=2"]
     begun = subprocess.Popen([sys.executable, "-m", "bigtrain", "data", "clean", *words], start_new_session=True)
-    done = output / "work/logs/01-read/completions"
+    done = output / "tasks/logs/01-read/completions"
     while not done.exists() or not any(done.iterdir()):
         assert begun.poll() is None
         time.sleep(0.02)

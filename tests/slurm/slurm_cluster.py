@@ -115,23 +115,22 @@ class Cluster:
 
     def cut(self, node: str) -> None:
         """Pull the plug of its network: nothing is closed, nothing is answered. Without one its processes freeze."""
-        if self.isolated:
-            _ip("link", "set", f"bt-{node}", "down")
-        else:
-            for pid in self._processes(node):
-                os.kill(pid, signal.SIGSTOP)
+        self._plug(node, "down", signal.SIGSTOP)
 
     def repair(self, node: str) -> None:
         """Bring a node back, however it was lost."""
-        if self.isolated:
-            _ip("link", "set", f"bt-{node}", "up")
-        else:
-            for pid in self._processes(node):
-                os.kill(pid, signal.SIGCONT)
+        self._plug(node, "up", signal.SIGCONT)
         if self._daemons[node].poll() is None:
             wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
         else:
             self.revive(node)
+
+    def _plug(self, node: str, state: str, otherwise: signal.Signals) -> None:
+        if self.isolated:
+            _ip("link", "set", f"bt-{node}", state)
+        else:
+            for pid in self._processes(node):
+                os.kill(pid, otherwise)
 
     def _state(self, node: str) -> str:
         return (

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,17 @@ def test_a_node_that_is_not_fit_is_left_out_from_the_start(runs: Runs) -> None:
     (start,) = job.events("start")
     assert start["world_size"] == 2
     assert curve(job.run) == runs.undisturbed(*words)
+
+
+def test_the_nodes_may_have_another_python(runs: Runs) -> None:
+    """As in a container: the batch step's is not theirs."""
+    python = runs.folder / "python3"
+    python.write_text(f'#!/bin/sh\ntouch {runs.folder}/python-of-$SLURMD_NODENAME\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    words = ("launch.checkup_timeout=60", "training.steps=2")
+    job = runs.submit("python", "--nodelist=n[1-2]", overrides=words, variables={"BIGTRAIN_NODE_PYTHON": str(python)})
+    assert job.end() == "COMPLETED", job.out.read_text()
+    assert sorted(path.name for path in runs.folder.glob("python-of-*")) == ["python-of-n1", "python-of-n2"]
 
 
 def test_one_that_fails_at_the_same_step_again_and_again_is_given_up(runs: Runs) -> None:
