@@ -123,7 +123,12 @@ def write_metadata(folder: Path, metadata: Metadata, plans: Sequence[SavePlan], 
 class _Checking(dcp.FileSystemReader):
     """Compares every box with its CRC-32 before torch makes a tensor of it."""
 
+    known: Metadata | None = None
+    """The list of tensors, where it has been read already."""
     _checksums: dict[str, dict[int, int]]
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        return self.known or super().read_metadata(*args, **options)
 
     def set_up_storage_reader(self, metadata: Metadata, *args: Any, **options: Any) -> None:
         super().set_up_storage_reader(metadata, *args, **options)
@@ -142,11 +147,14 @@ class _Checking(dcp.FileSystemReader):
         return io.BytesIO(content)
 
 
-def reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
-    """Torch's reader of a checkpoint, which compares checksums as it reads."""
-    if is_local(checkpoint.path):
-        return _Checking(checkpoint.path)
+def reader(checkpoint: Checkpoint, known: Metadata | None = None) -> dcp.FileSystemReader:
+    """Torch's reader of a checkpoint, which compares checksums as it reads; `known` is its list of tensors, if read."""
+    made = _Checking(checkpoint.path) if is_local(checkpoint.path) else _remote_reader(checkpoint)
+    made.known = known
+    return made
 
+
+def _remote_reader(checkpoint: Checkpoint) -> _Checking:
     class RemoteReader(_Checking, _fsspec().FsspecReader):  # type: ignore[misc]
         """The same behind a URL."""
 

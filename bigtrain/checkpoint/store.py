@@ -8,11 +8,12 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
-from bigtrain.checkpoint.files import reader
+from bigtrain.checkpoint.files import read_metadata, reader
 from bigtrain.checkpoint.holdings import finish_load, holdings
 from bigtrain.checkpoint.planners import LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
+from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
@@ -39,12 +40,19 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
 def load(checkpoint: Checkpoint, engine: Engine) -> None:
     """Fill the engine from a checkpoint of any layout; all ranks call it.
 
+    Rank 0 reads the list of tensors for all; each opens the files in which its own boxes lie.
+
     Raises:
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
     held = holdings(engine, to_save=False)
+    metadata = None
+    with topology.together():
+        if engine.layout.rank == 0:
+            metadata = read_metadata(checkpoint)
+    storage = reader(checkpoint, topology.from_first(metadata))
     try:
-        dcp.load(state_dict(held), storage_reader=reader(checkpoint), planner=LoadPlanner(held))
+        dcp.load(state_dict(held), storage_reader=storage, planner=LoadPlanner(held))
     except dcp.api.CheckpointException as error:
         causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
         raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error

@@ -67,13 +67,13 @@ def pretrain(
     ] = None,
 ) -> None:
     """Pretrain, or continue a run whose folder is there already."""
-    from bigtrain.config import load_config, validate
+    from bigtrain.config import load_config, to_yaml, validate
     from bigtrain.launch.environment import world_from_environment
     from bigtrain.launch.job import allocation, is_batch_step, supervise
     from bigtrain.launch.local import run_workers
 
     loaded = load_config(config, overrides or [])
-    words = ["pretrain", str(config), *(overrides or [])]
+    words = ["pretrain", "-"]  # what this process has read and others need not read again comes as their input
     if is_batch_step(os.environ):
         from bigtrain.training.preflight import preflight
 
@@ -82,10 +82,10 @@ def pretrain(
         sys.exit(supervise(loaded, words, given))
     world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
     validate(loaded, world.world_size)
-    if not world.is_worker:
+    if not world.is_worker and world.nnodes == 1:
         from bigtrain.training.preflight import preflight
 
-        preflight(loaded)  # before torch is loaded and processes are started
+        preflight(loaded)  # before torch is loaded and processes are started; of several nodes rank 0 looks for all
     if world.is_worker or world.world_size == 1:
         from bigtrain.training.pretrain import pretrain as run
 
@@ -95,6 +95,7 @@ def pretrain(
             [sys.executable, "-m", "bigtrain", *words],
             world,
             log_dir=Path(loaded.training.output_dir) / "logs",
+            stdin=to_yaml(loaded),
         )
     )
 

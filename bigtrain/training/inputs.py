@@ -27,7 +27,7 @@ REMOTE_SHUFFLE_WINDOW = 2**28
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads."""
+    """What a run reads. Rank 0 opens it and sends it to the others, which open shards when they need them."""
 
     train: Samples | Mixture
     """The samples by position."""

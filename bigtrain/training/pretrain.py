@@ -19,7 +19,7 @@ from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults, records
 from bigtrain.training.dashboard import Dashboard
-from bigtrain.training.inputs import Inputs, first_source, open_inputs
+from bigtrain.training.inputs import Inputs, first_source
 from bigtrain.training.loop import Run, train
 from bigtrain.training.preflight import preflight
 from bigtrain.training.progress import ProgressLine
@@ -75,14 +75,12 @@ def _end(run: Run, finished: bool) -> int:
 
 
 def _inputs(config: Config, layout: Layout) -> Inputs:
-    """Rank 0 checks first and for all, so that one mistake is one message."""
+    """Rank 0 reads for all: one mistake is one message, and a thousand ranks ask no more of a file system than one."""
+    inputs = None
     with topology.together():
         if layout.rank == 0:
             inputs = preflight(config)
-    with topology.together():
-        if layout.rank > 0:
-            inputs = open_inputs(config)
-    return inputs
+    return topology.from_first(inputs)
 
 
 def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, watchdog: Watchdog) -> Run:
