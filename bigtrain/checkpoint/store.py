@@ -1,6 +1,7 @@
 """Save and load: every process writes what it holds, and reads what it will hold."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
 from bigtrain.checkpoint.files import read_metadata, reader
-from bigtrain.checkpoint.holdings import finish_load, holdings
+from bigtrain.checkpoint.holdings import Holding, finish_load, holdings
 from bigtrain.checkpoint.planners import LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
@@ -45,15 +46,20 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     Raises:
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
-    held = holdings(engine, to_save=False)
+    _fill(checkpoint, holdings(engine, to_save=False))
+    finish_load(engine, checkpoint.adam_step)
+
+
+def _fill(checkpoint: Checkpoint, held: Sequence[Holding]) -> None:
     metadata = None
     with topology.together():
-        if engine.layout.rank == 0:
+        if topology.is_first_rank():
             metadata = read_metadata(checkpoint)
     storage = reader(checkpoint, topology.from_first(metadata))
-    try:
-        dcp.load(state_dict(held), storage_reader=storage, planner=LoadPlanner(held))
-    except dcp.api.CheckpointException as error:
-        causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
-        raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error
-    finish_load(engine, checkpoint.adam_step)
+    with topology.together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:  # each for itself: torch would gather all ranks' plans on rank 0, to hand them back as they are
+            dcp.load(state_dict(held), storage_reader=storage, planner=LoadPlanner(held), no_dist=True)
+        except dcp.api.CheckpointException as error:
+            causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+            raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error
