@@ -24,6 +24,7 @@ from typing import Any
 
 import data_start
 
+from bigtrain.config import load_config, to_yaml, validate
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 
@@ -36,23 +37,23 @@ parallel: {{zero_stage: 1}}
 logging: {{wandb: disabled}}
 """
 BASE = "model: {vocab_size: 384, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4}\n"
+FEW_SHARDS = 20
 ACTED_WORLD = 512
 ACTED_LAYOUT = ("parallel.tensor=4", "parallel.pipeline=2")
 ACTED_RANKS = (0, 1, 8, 511)
-STRACE = (
-    "strace",
-    "-f",
-    "--seccomp-bpf",
-    "-v",
-    "-qq",
-    "-y",
-    "-s",
-    "4096",
-    "-e",
-    "trace=%file,getdents64,clone,clone3,fork,vfork",
-)
-KINDS = ("configuration", "manifest", "checkpoint", "records", "shards", "python", "home")
-"""What a file belongs to; all but `shards` are counted until the end of the first step and its checkpoint."""
+CALLS = "%file,getdents64,clone,clone3,fork,vfork"
+STRACE = f"strace -f --seccomp-bpf -v -qq -y -s 4096 -e trace={CALLS} -o".split()
+OF_RUN = {
+    "configuration": "configuration",
+    "manifest": "`dataset.json`, tokenizer",
+    "checkpoint": "checkpoints",
+    "records": "records, logs",
+    "listed": "folders listed",
+    "asked": "other calls",
+    "shards": "shards",
+}
+OF_PYTHON = {"python": "opened", "python-asked": "other calls", "home": "opened in the home folder"}
+"""What a file that is opened belongs to, and how a table calls it."""
 BEGIN, END = "<!-- start-up: begin -->", "<!-- start-up: end -->"
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _OPENS = re.compile(r"^(?:openat|open|creat)\(")
@@ -64,14 +65,14 @@ _RANK = re.compile(r'^execve\(.*"RANK=(\d+)"')
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--nproc", type=int, nargs="+", default=[1, 2, 4], help="processes of the real runs")
-    parser.add_argument("--shards", type=int, nargs="+", default=[20, 2000], help="shards of their datasets")
+    parser.add_argument("--nproc", type=int, nargs="+", default=[4], help="processes of the real runs")
+    parser.add_argument("--shards", type=int, default=2000, help="shards of their dataset")
     parser.add_argument("--broadcast-shards", type=int, default=10**5)
     parser.add_argument("--table", type=Path, help="page to write the tables into, between its marks")
-    parser.add_argument("--act", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--act", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--broadcast", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.act is not None:
+    if options.act:
         act(options.act)
     elif options.broadcast:
         broadcast(options.broadcast)
@@ -82,27 +83,33 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def measure(worlds: list[int], shards: list[int], broadcast_shards: int) -> dict[str, Any]:
+def measure(worlds: list[int], shards: int, broadcast_shards: int) -> dict[str, Any]:
     """Everything, by real processes."""
-    found: dict[str, Any] = {"benchmark": "start_up", "runs": []}
-    for count in shards:
+    runs: list[dict[str, Any]] = []
+
+    def run(what: str, world: int, count: int, opened: dict[str, dict[str, int]]) -> None:
+        runs.append({"what": what, "world": world, "shards": count, "opened": opened})
+        sys.stderr.write(f"{json.dumps(runs[-1])}\n")
+
+    for nproc, count in [(2, FEW_SHARDS), *((nproc, shards) for nproc in worlds)]:
         with tempfile.TemporaryDirectory(prefix="start-up-") as name:
             folder = Path(name)
             prepare(folder, count)
-            for nproc in worlds:
-                for what in ("start", "resume"):
-                    by_process = real_run(folder, nproc, 1 if what == "start" else 2)
-                    found["runs"].append({"what": what, "world": nproc, "shards": count, "opened": by_process})
-                if nproc != worlds[-1]:
-                    subprocess.run(["rm", "-r", folder / "run"], check=True)
-            by_process = acted_run(folder)
-            found["runs"].append({"what": "resume", "world": ACTED_WORLD, "shards": count, "opened": by_process})
+            run("start", nproc, count, real_run(folder, nproc, 1))
+            run("resume", nproc, count, real_run(folder, nproc, 2))
+            if nproc == worlds[-1]:
+                run("resume", ACTED_WORLD, count, acted_run(folder))
+    return {"benchmark": "start_up", "runs": runs, "broadcast": sent(broadcast_shards), "cores": os.cpu_count()}
+
+
+def sent(shards: int) -> dict[str, Any]:
+    """What it takes to hand a dataset of so many shards from rank 0 to three others."""
     with tempfile.TemporaryDirectory(prefix="start-up-") as name:
-        data_start.make(Path(name, "data"), broadcast_shards, 10**5)
+        data_start.make(Path(name, "data"), shards, 10**5)
         command = [sys.executable, __file__, "--broadcast", name]
-        assert run_workers(command, World(max(worlds)), log_dir=Path(name)) == 0
-        found["broadcast"] = json.loads(Path(name, "result.json").read_text())
-    return {**found, "cores": os.cpu_count()}
+        assert run_workers(command, World(4), log_dir=Path(name)) == 0
+        result: dict[str, Any] = json.loads(Path(name, "result.json").read_text())
+        return result
 
 
 def prepare(folder: Path, shards: int) -> None:
@@ -117,32 +124,37 @@ def real_run(folder: Path, nproc: int, steps: int) -> dict[str, dict[str, int]]:
     """What the launcher and each rank open of every kind of file."""
     words = [str(folder / "config/run.yaml"), f"training.steps={steps}", f"parallel.tensor={min(nproc, 2)}"]
     command = [sys.executable, "-m", "bigtrain", "pretrain", *words, "--nproc", str(nproc)]
-    return counted(folder, command, {})
+    return counted(folder, command)
 
 
 def acted_run(folder: Path) -> dict[str, dict[str, int]]:
     """The same of some ranks of many, which go on from the checkpoint that lies there."""
     found = {}
-    for rank in ACTED_RANKS:
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank % 8), "WORLD_SIZE": str(ACTED_WORLD), "FOLDER": str(folder)}
-        with tempfile.TemporaryDirectory() as local:
-            if rank % 8:
-                env["BIGTRAIN_LOG"] = f"{local}/rank.log"
-            found |= counted(folder, [sys.executable, __file__, "--act", str(rank)], env)
-    return {process: counts for process, counts in found.items() if process.startswith("rank")}
+    with tempfile.TemporaryDirectory() as local:
+        given = load_config(folder / "config/run.yaml", ["training.steps=9", *ACTED_LAYOUT])
+        Path(local, "input").write_text(to_yaml(given))
+        for rank in ACTED_RANKS:
+            env = {"RANK": str(rank), "LOCAL_RANK": str(rank % 8), "WORLD_SIZE": str(ACTED_WORLD)}
+            if rank % 8:  # as a launcher says it to all but the first of a node
+                env["BIGTRAIN_LOG"] = f"{local}/rank-{rank:05d}.log"
+            command = [sys.executable, __file__, "--act", local]
+            found |= counted(folder, command, env, Path(local, "input"))
+    return {process: opened for process, opened in found.items() if process.startswith("rank")}
 
 
-def counted(folder: Path, command: list[str], env: dict[str, str]) -> dict[str, dict[str, int]]:
+def counted(
+    folder: Path, command: list[str], env: dict[str, str] | None = None, stdin: Path = Path(os.devnull)
+) -> dict[str, dict[str, int]]:
     """Run a command; of it (`launcher`) and of every rank in it how many files it opens of each kind."""
-    with tempfile.NamedTemporaryFile() as trace:
-        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-        traced = [*STRACE, "-o", trace.name, "env", *(f"{name}={value}" for name, value in env.items()), *command]
-        subprocess.run(traced, env=clean, check=True, stdout=subprocess.DEVNULL)
+    words = [f"{name}={value}" for name, value in (env or {}).items()]
+    with tempfile.NamedTemporaryFile() as trace, stdin.open() as given:
+        traced = [*STRACE, trace.name, "env", *words, *command]
+        subprocess.run(traced, check=True, stdin=given, stdout=subprocess.DEVNULL)
         return counts(Path(trace.name), folder)
 
 
 def counts(trace: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Opens by process and kind; `python-asked` are the other calls that name a file of Python's."""
+    """Opens by process and kind; `asked` are other calls that name a file of the run or of Python."""
     lines = [(int(m[1]), m[2]) for line in trace.open(errors="replace") if (m := _LINE.match(line))]
     parents = {int(m[1]): thread for thread, call in lines if (m := _CHILD.search(call))}
     ranks = {thread: f"rank {m[1]}" for thread, call in lines if (m := _RANK.match(call))}
@@ -156,18 +168,17 @@ def counts(trace: Path, folder: Path) -> dict[str, dict[str, int]]:
     listed: set[tuple[str, str]] = set()
     for thread, call in lines:
         name = process(thread)
-        of = found.setdefault(name, Counter(dict.fromkeys((*KINDS, "python-asked"), 0)))
+        of = found.setdefault(name, Counter(dict.fromkeys((*OF_RUN, *OF_PYTHON), 0)))
         if m := _LISTED.match(call):
-            if (name, m[1]) not in listed:
-                listed.add((name, m[1]))
-                of["listed-of-run"] += m[1].startswith(str(folder))
+            of["listed"] += m[1].startswith(str(folder)) and (name, m[1]) not in listed
+            listed.add((name, m[1]))
         elif (m := _PATH.match(call)) and (kind := kind_of(Path(m[1] or ".", m[2]), folder)):
             if _OPENS.match(call):
                 of[kind] += 1
             elif kind == "python":
                 of["python-asked"] += 1
-            elif kind != "home":
-                of["asked-of-run"] += 1
+            elif kind not in ("home", "shards"):
+                of["asked"] += 1
     return {name: dict(of) for name, of in sorted(found.items())}
 
 
@@ -185,37 +196,31 @@ def kind_of(path: Path, folder: Path) -> str | None:
     return "home" if path.is_relative_to(Path.home()) else None
 
 
-def act(rank: int) -> None:
-    """Be a rank of `ACTED_WORLD` from the configuration to the first batch. What rank 0 broadcasts lies in a file."""
+def act(local: Path) -> None:
+    """Be a rank of `ACTED_WORLD` from the configuration to the first batch; what rank 0 broadcasts is in `local`."""
     import torch.distributed as dist
     from torch.testing._internal.distributed import fake_pg
 
-    from bigtrain.config import load_config, validate
     from bigtrain.parallel import compat, topology
     from bigtrain.training import loop, pretrain
     from bigtrain.training.signals import StopRequest
     from bigtrain.training.watchdog import Watchdog
 
-    folder = Path(os.environ["FOLDER"])
-    told = Path(tempfile.gettempdir(), f"{folder.name}-told")
-    sent: list[bytes] = []
-    received = iter([] if rank == 0 else pickle.loads(told.read_bytes()))
+    rank = int(os.environ["RANK"])
+    sent = iter(sorted(local.glob("sent-*")))
 
     def pass_on(held: list[Any], **_: Any) -> None:
         if rank == 0:
-            sent.append(pickle.dumps(held))
-            told.write_bytes(pickle.dumps(sent))
+            (local / f"sent-{len(list(local.glob('sent-*')))}").write_bytes(pickle.dumps(held))
         else:
-            held[:] = pickle.loads(next(received))
+            held[:] = pickle.loads(next(sent).read_bytes())
 
     dist.broadcast_object_list = pass_on
     compat.install()
     dist.init_process_group("fake", rank=rank, world_size=ACTED_WORLD, store=fake_pg.FakeStore())
     topology._control_group = dist.new_group(backend="fake")
     topology._start_deepspeed()
-    words = ["training.steps=9", *ACTED_LAYOUT]
-    given = "resolved.yaml" if rank else "config/run.yaml"  # which its launcher hands to a worker
-    config = load_config(Path(tempfile.gettempdir(), f"{folder.name}-{given}") if rank else folder / given, words)
+    config = load_config("-")
     validate(config, ACTED_WORLD)
     with StopRequest() as stop:
         layout = topology.start_processes(config)
@@ -224,7 +229,7 @@ def act(rank: int) -> None:
             run = pretrain._start(config, layout, inputs, stop, watchdog)
             assert run.state.step > 0
             assert len(next(loop._batches(run))) == 1
-    os._exit(0)
+            os._exit(0)
 
 
 def broadcast(folder: Path) -> None:
@@ -262,8 +267,28 @@ def broadcast(folder: Path) -> None:
 
 
 def write_table(page: Path, found: dict[str, Any]) -> None:
-    """Put the tables into the page, between its marks."""
-    raise NotImplementedError
+    """Put the tables into the page, between its marks: of each run the launcher, the first rank and the last."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    assert begin, f"{page} has no {BEGIN}"
+    lines = []
+    for title, kinds in (("of the run", OF_RUN), ("of Python", OF_PYTHON)):
+        lines += [f"| processes, shards | files {title}, by process | {' | '.join(kinds.values())} |"]
+        lines += ["|---|---|" + "---|" * len(kinds)]
+        for run in found["runs"]:
+            shown = [name for name in run["opened"] if name in ("launcher", "rank 0")] + [list(run["opened"])[-1]]
+            for process in shown:
+                counted = (f"{run['opened'][process][kind]:,}" for kind in kinds)
+                which = f"{run['world']}, {run['shards']:,} | {run['what']}: {process}"
+                lines.append(f"| {which} | {' | '.join(counted)} |")
+        lines.append("")
+    b = found["broadcast"]
+    lines.append(
+        f"Of {b['shards']:,} shards (a `dataset.json` of {b['manifest_bytes'] / 1e6:.0f} MB, which rank 0 reads and "
+        f"compares with the files in {b['seconds_to_open']:.2f} s) {b['bytes'] / 1e6:.1f} MB are sent; {b['processes']} "
+        f"processes on {found['cores']} cores have them in use after {b['seconds']:.2f} s, over gloo."
+    )
+    table = "\n".join([BEGIN, *lines, END])
+    page.write_text(f"{before}{table}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
