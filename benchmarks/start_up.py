@@ -284,7 +284,8 @@ def write_table(page: Path, found: dict[str, Any]) -> None:
     b = found["broadcast"]
     lines.append(
         f"Of {b['shards']:,} shards (a `dataset.json` of {b['manifest_bytes'] / 1e6:.0f} MB, which rank 0 reads and "
-        f"compares with the files in {b['seconds_to_open']:.2f} s) {b['bytes'] / 1e6:.1f} MB are sent; {b['processes']} "
+        f"compares with the files in {b['seconds_to_open']:.2f} s) {b['bytes'] / 1e6:.1f} MB are sent, and "
+        f"{b['processes']} "
         f"processes on {found['cores']} cores have them in use after {b['seconds']:.2f} s, over gloo."
     )
     table = "\n".join([BEGIN, *lines, END])
