@@ -148,7 +148,7 @@ def _layers_of(text: str, name: str, folder: Path, chain: tuple[Path, ...]) -> l
 
 def _text(path: Path, why: str) -> str:
     try:
-        return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
+        return sys.stdin.buffer.read().decode() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         reason = "it is not UTF-8 text"
     except OSError as error:

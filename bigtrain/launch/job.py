@@ -158,8 +158,8 @@ def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str], std
     """
     step = slurm.step(nodes, "--wait=15", *given.srun_options)
     launcher = [*given.python, "-m", "bigtrain", *words, "--nproc", str(given.nproc)]
-    process = subprocess.Popen([*step, *launcher], stdin=subprocess.PIPE, text=True)
-    process.communicate(stdin)  # srun gives it to all of its tasks
+    process = subprocess.Popen([*step, *launcher], stdin=subprocess.PIPE)
+    process.communicate(stdin.encode())  # srun gives it to all of its tasks
     code = process.returncode
     return 128 - code if code < 0 else code
 

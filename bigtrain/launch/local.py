@@ -92,8 +92,8 @@ def run_workers(
     """Run `command` in `world.nproc` processes of this node and wait until all have ended.
 
     Each finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
-    and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal; where the
-    first of another node is to write its log, `training.records.LOG` tells the others.
+    and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal, the others a
+    log, which `training.records.LOG` names.
     If a worker fails, what it met goes to stderr when all have ended: what it put down itself (`training.faults`),
     else the last lines of its log, after a line that says which it was. To be called from the
     main thread: it handles signals.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigtrain.checkpoint import catalog
-from bigtrain.config import Config, load_config, to_yaml
+from bigtrain.config import Config
 from bigtrain.data.places import place
 from bigtrain.data.shards import open_dataset
 from bigtrain.data.writing import Documents, write_dataset
@@ -125,13 +125,3 @@ def test_what_is_sent_grows_by_a_hundred_bytes_a_shard(of_many: Callable[..., Co
     """And not with the world: it is the same for all."""
     train = preflight(of_many("data.validation=null")).train
     assert len(pickle.dumps(train)) < 4000 + 150 * SHARDS
-
-
-def test_a_worker_finds_the_same_configuration_on_its_input(
-    of_many: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = of_many("optimizer.lr=3e-4", "optimizer.betas=[0.9, 0.95]")
-    (tmp_path / "input").write_text(to_yaml(config))
-    with (tmp_path / "input").open() as given:
-        monkeypatch.setattr("sys.stdin", given)
-        assert load_config("-") == config
