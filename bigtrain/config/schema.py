@@ -32,13 +32,17 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The shape of the model."""
 
+    architecture: Literal["gpt", "bert", "t5"] = "gpt"
+    """What the layers make up: `gpt` (a decoder, from GPT-2 to Llama), `bert` or `t5` (an encoder and a decoder)."""
     vocab_size: PositiveInt
     """Rows of the embedding, at least the tokenizer's vocabulary. Never padded behind your back:
     choose a multiple of 128 for speed and of `parallel.tensor` for splitting."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_hidden_layers: PositiveInt
-    """Transformer blocks."""
+    """Transformer blocks; of a T5, those of the encoder."""
+    num_decoder_layers: PositiveInt | None = None
+    """Blocks of a T5's decoder; default: as many as the encoder has."""
     num_attention_heads: PositiveInt
     """Query heads."""
     num_key_value_heads: PositiveInt | None = None
@@ -49,8 +53,12 @@ class ModelConfig(Section):
     """Inner width of the feed-forward block; default: `4 * hidden_size`."""
     max_position_embeddings: PositiveInt = 2048
     """The longest sequence, in tokens."""
-    position_embedding: Literal["rope", "learned"] = "rope"
-    """Rotary (RoFormer, arXiv:2104.09864) or learned absolute positions (GPT-2)."""
+    position_embedding: Literal["rope", "learned", "relative"] = "rope"
+    """Rotary (RoFormer, arXiv:2104.09864), learned absolute positions (GPT-2), or T5's, learned for each distance."""
+    relative_attention_num_buckets: PositiveInt = 32
+    """Ranges of distances that T5's positions tell apart."""
+    relative_attention_max_distance: PositiveInt = 128
+    """The distance, in tokens, from which on they are all one."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -87,12 +95,17 @@ class ModelConfig(Section):
     """Dropout probability of the attention weights."""
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights; the projections that write into the residual
-    stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2."""
+    stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2. A T5 has T5's, which the widths give."""
 
     @property
     def kv_heads(self) -> int:
         """Key and value heads, the default applied."""
         return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of a T5's decoder, the default applied; 0 in the other architectures."""
+        return (self.num_decoder_layers or self.num_hidden_layers) if self.architecture == "t5" else 0
 
     @property
     def head_size(self) -> int:
@@ -172,6 +185,12 @@ class DataConfig(Section):
     """Share of the documents that are turned around to have their middle filled in (arXiv:2207.14255)."""
     fim_spm_rate: Fraction = 0.5
     """Of those the share in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
+    objective: Literal["span_corruption", "prefix_lm", "ul2"] = "span_corruption"
+    """What a T5 learns from: spans that were cut out of the text (arXiv:1910.10683, section 3.1.4), the rest of a text
+    (3.2.3), or UL2's mixture (arXiv:2205.05131)."""
+    target_length: PositiveInt | None = None
+    """Tokens of a T5's decoder, of which the encoder has `training.sequence_length`; default: what the objective needs,
+    up to the next multiple of 8."""
     cache_dir: Text | None = None
     """Where shards that come from a URL are kept, shared by the processes of a node; default: `bigtrain` in the user's
     cache folder."""

@@ -1,5 +1,7 @@
 """Attention's core through PyTorch's scaled dot product, over a whole sequence or one that processes share."""
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +56,7 @@ class CoreAttention(nn.Module):
         """`cp_comm_type` and `pg_collection.cp`, Megatron-core's words, are used where context parallel is:
         "a2a" exchanges heads, "p2p" sends keys and values around."""
         super().__init__()
+        self.is_causal = attn_mask_type is AttnMaskType.causal
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         # Without sequence parallelism Megatron's block runs on random numbers that the tensor group
@@ -70,22 +73,28 @@ class CoreAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
+        attention_bias: Callable[[], Tensor] | None = None,
         packed_seq_params: PackedDocuments | None = None,
         **_: Any,
     ) -> Tensor:
-        """Causal attention; s are the tokens of the sequence that this process holds.
+        """Attention; s are the tokens of the sequence that this process holds.
 
         Args:
             query: [s, b, heads, head_dim]
-            key, value: [s, b, key/value heads, head_dim]; each serves heads / kv heads query heads
-            attention_mask: None; the mask is causal.
+            key, value: [keys, b, key/value heads, head_dim]; each serves heads / kv heads query heads
+            attention_mask: bool [b, 1, 1, keys], true at padding, which nothing attends to; None: there is none.
+            attention_bias: Gives what is added to the scores, [1, heads, s, keys]. It is asked here, and so again
+                where the core is computed again: a tensor from outside would be differentiated twice.
             packed_seq_params: Documents that do not see one another; None: a sequence is one.
 
         Returns:
             [s, b, heads * head_dim]
         """
-        if self.context_group is None:
+        if attention_mask is not None or attention_bias is not None:
+            assert self.context_group is None and packed_seq_params is None, "the configuration was validated"
+            out = self._masked(query, key, value, attention_mask, attention_bias)
+        elif self.context_group is None:
             out = self._whole(query, key, value, packed_seq_params)
         elif self.exchanges_heads:
             q, k, v = to_heads((query, key, value), self.context_group)
@@ -95,6 +104,18 @@ class CoreAttention(nn.Module):
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
             out = ring_attention(q, k, v, self.context_group, self.softmax_scale).permute(2, 0, 1, 3)
         return out.flatten(2)
+
+    def _masked(
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, bias: Callable[[], Tensor] | None
+    ) -> Tensor:
+        """[s, b, heads, head_dim] with a mask in memory: float where there is a bias, else bool, true where seen."""
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        hidden = torch.zeros((), dtype=torch.bool, device=q.device) if padding is None else padding
+        if self.is_causal:
+            hidden = hidden | torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        mask = ~hidden if bias is None else bias().masked_fill(hidden, -math.inf)
+        with get_cuda_rng_tracker().fork() if self.fork_random and self.training else nullcontext():
+            return self._attend(q, k, v, mask).permute(2, 0, 1, 3)
 
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments | None) -> Tensor:
         """[s, b, heads, head_dim], where s are all tokens of the sequence."""
@@ -111,13 +132,14 @@ class CoreAttention(nn.Module):
         parts = zip(*(x.unsqueeze(0).split(lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([self._attend(*part) for part in parts], dim=2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
+            is_causal=self.is_causal and mask is None,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

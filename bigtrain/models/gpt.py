@@ -45,12 +45,17 @@ class GPT(GPTModel):
         Returns:
             [b, s]
         """
-        labels = labels.transpose(0, 1)
-        if self.config.tensor_model_parallel_size > 1:
-            losses = vocab_parallel_cross_entropy(logits.float(), labels.contiguous())
-        else:
-            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        return losses.transpose(0, 1)
+        return token_losses(logits, labels)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each token, in float32; the shapes of `GPT.compute_language_model_loss`."""
+    labels = labels.transpose(0, 1)
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        losses = vocab_parallel_cross_entropy(logits.float(), labels.contiguous())
+    else:
+        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    return losses.transpose(0, 1)
 
 
 def build_gpt(config: Config) -> list[GPT]:
@@ -111,11 +116,14 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
     )
 
 
-def transformer_config(config: Config) -> TransformerConfig:
-    """Our configuration in Megatron-core's words. Fused kernels that need more than PyTorch are off."""
+def transformer_config(config: Config, **changes: Any) -> TransformerConfig:
+    """Our configuration in Megatron-core's words, but for `changes`, which are in these already.
+
+    Fused kernels that need more than PyTorch are off.
+    """
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.precision]
-    return TransformerConfig(
+    words: dict[str, Any] = dict(
         num_layers=model.num_hidden_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
@@ -157,6 +165,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         **experts_config(model, parallel.expert),
         **_recompute(config.training.recompute),
     )
+    return TransformerConfig(**{**words, **changes})
 
 
 def _pipeline_layout(config: Config) -> list[list[str]] | None:

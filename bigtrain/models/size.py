@@ -15,6 +15,14 @@ def parameter_count(model: ModelConfig) -> int:
         matrices += model.vocab_size * hidden
     if model.position_embedding == "learned":
         matrices += model.max_position_embeddings * hidden
+    if model.architecture == "t5":
+        # A decoder's layer has a second attention and its norm, and each stack a final norm and a table of positions.
+        layers = model.num_hidden_layers + model.decoder_layers
+        blocks = layers * (_attention(model) + _feed_forward(model) + 2 * hidden)
+        crossing = model.decoder_layers * (_attention(model) + hidden)
+        tables = 2 * model.relative_attention_num_buckets * model.num_attention_heads
+        embeddings = (1 if model.tie_word_embeddings else 2) * model.vocab_size * hidden
+        return blocks + crossing + 2 * hidden + tables + embeddings
     norm = 2 * hidden if model.normalization == "layernorm" else hidden
     return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm
 
@@ -46,6 +54,18 @@ def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 def output_flops_per_token(model: ModelConfig) -> float:
     """The output layer's part of :func:`flops_per_token`."""
     return 6.0 * model.vocab_size * model.hidden_size
+
+
+def t5_flops(model: ModelConfig, inputs: int, targets: int) -> tuple[float, float, float]:
+    """FLOPs to train on a sample of so many tokens: those of a layer of the encoder, of one of the decoder, and of the
+    output layer; counted as :func:`flops_per_token` counts them."""
+    heads = model.num_attention_heads * model.head_size
+    weights = 6.0 * (_attention(model) + _feed_forward(model))
+    encoder = inputs * (weights + 12.0 * heads * inputs)
+    # Across, queries and the output are of the targets, keys and values of the inputs.
+    crossing = 3.0 * _attention(model) * (targets + inputs) + 12.0 * heads * inputs * targets
+    decoder = targets * (weights + 12.0 * heads * targets) + crossing
+    return encoder, decoder, targets * output_flops_per_token(model)
 
 
 def _attention(model: ModelConfig) -> int:

@@ -1,0 +1,230 @@
+"""T5: an encoder, and a decoder that attends to what the encoder made, on one pipeline.
+
+Megatron-core's schedules know one stack of layers, and one tensor between its stages. Here a chunk of the pipeline
+holds a stretch of the encoder's layers followed by the decoder's, each stack being a block of Megatron-core, and what
+travels is both stacks' hidden states, one after the other along the sequence: the decoder's wait in the stages of the
+encoder, the encoder's are what the stages of the decoder attend to.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.enums import ModelType
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from torch import Tensor
+
+from bigtrain.config import Config, ModelConfig
+from bigtrain.models.attention import CoreAttention
+from bigtrain.models.gpt import layer_spec, token_losses, transformer_config
+from bigtrain.models.norm import Norm
+from bigtrain.models.relative_bias import RelativeBias
+from bigtrain.models.stages import stacks_per_chunk
+
+
+class FeedForwardOutput(RowParallelLinear):
+    """The feed-forward's second matrix, with T5's dropout before it."""
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[s, b, intermediate_size / tensor] -> [s, b, hidden_size]"""
+        # Under sequence parallelism Megatron's block already draws other numbers on each process.
+        return super().forward(_dropout(input_, self.config, self.training, apart=not self.config.sequence_parallel))
+
+
+class Stack(TransformerBlock):
+    """Layers of the encoder or the decoder: those that lie in one chunk of the pipeline, one at least."""
+
+    def __init__(self, config: Config, stack: int, chunk: int, vp_stage: int | None) -> None:
+        """`stack`: 0 is the encoder, 1 the decoder. `chunk`: number in the order of the model."""
+        layers = [of_chunk[stack] for of_chunk in stacks_per_chunk(config)]
+        super().__init__(
+            _stack_config(config, layers),
+            TransformerBlockSubmodules([_layer(config.model, is_decoder=stack == 1)] * layers[chunk], layer_norm=Norm),
+            post_process=not any(layers[chunk + 1 :]),  # the last of the stack's chunks holds its final norm
+            vp_stage=vp_stage,
+        )
+        first = next(number for number, count in enumerate(layers) if count)
+        self.relative_attention_bias = RelativeBias(
+            self.config,
+            config.model.relative_attention_num_buckets,
+            config.model.relative_attention_max_distance,
+            bidirectional=stack == 0,
+            is_copy=(chunk - first) % config.parallel.pipeline != 0,
+        )
+
+    def forward(
+        self, hidden_states: Tensor, length: int, padding: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """Through the layers, and the final norm if it is here.
+
+        Args:
+            hidden_states: [s, b, hidden_size]
+            length: Tokens of a whole sequence, of which s are here.
+            padding: bool [b, 1, 1, encoder's tokens], true at padding of the encoder's input.
+            context: [encoder's s, b, hidden_size], of which only a decoder knows.
+        """
+        hidden_states = super().forward(
+            hidden_states,
+            attention_mask=padding if context is None else None,
+            context=context,
+            context_mask=padding,
+            attention_bias=partial(self.relative_attention_bias, length),
+        )
+        if self.final_layernorm is None:
+            return hidden_states
+        return _dropout(hidden_states, self.config, self.training, apart=self.config.sequence_parallel)
+
+
+class T5(LanguageModule):
+    """One chunk of the model. Fills the place of Megatron-core's T5, which knows no pipeline."""
+
+    def __init__(self, config: Config, vp_stage: int | None = None) -> None:
+        whole = transformer_config(config, num_layers=config.model.num_hidden_layers + config.model.decoder_layers)
+        super().__init__(whole)
+        model, pipeline = config.model, config.parallel.pipeline
+        self.model_type = ModelType.encoder_or_decoder  # what Megatron-core's schedules know
+        self.vp_stage = vp_stage
+        self.share_embeddings_and_output_weights = model.tie_word_embeddings
+        self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        self.input_tensor: Tensor | None = None
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(whole, model.vocab_size, 0, position_embedding_type="none")
+        chunk = parallel_state.get_pipeline_model_parallel_rank() + (vp_stage or 0) * pipeline
+        stacks = enumerate(stacks_per_chunk(config)[chunk])
+        self.encoder, self.decoder = (Stack(config, i, chunk, vp_stage) if layers else None for i, layers in stacks)
+        if self.post_process:
+            self.output_layer = ColumnParallelLinear(
+                model.hidden_size,
+                model.vocab_size,
+                config=whole,
+                init_method=whole.init_method,
+                bias=False,
+                gather_output=False,
+                skip_weight_param_allocation=self.pre_process and model.tie_word_embeddings,
+            )
+        if self.pre_process or self.post_process:
+            self.setup_embeddings_and_output_layer()
+
+    def set_input_tensor(self, tensor: Tensor | list[Tensor]) -> None:
+        """What the chunk before has made, [both stacks' s, b, hidden_size]; Megatron-core's schedules call it."""
+        self.input_tensor = tensor[0] if isinstance(tensor, list) else tensor
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        decoder_input_ids: Tensor,
+        padding: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's losses from the last chunk, what the next one takes from all others.
+
+        Args:
+            input_ids: [b, S] int64, of the encoder.
+            decoder_input_ids: [b, T] int64. Padding stands at the end, where nothing before it sees it.
+            padding: [b, S] bool, true at padding of `input_ids`; None: there is none.
+            labels: [b, T] int64; without them the last chunk gives logits.
+
+        Returns:
+            [b, T] float32 losses, [b, T, vocab_size / tensor] logits or [(S + T) / tensor, b, hidden_size].
+        """
+        lengths = input_ids.shape[1], decoder_input_ids.shape[1]
+        if self.pre_process:
+            encoded, decoded = (self.embedding(ids, None) for ids in (input_ids, decoder_input_ids))
+        else:
+            assert self.input_tensor is not None, "the schedule has set it"
+            parts = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+            encoded, decoded = self.input_tensor.split([length // parts for length in lengths])
+        hidden = None if padding is None else padding[:, None, None]
+        if self.encoder is not None:
+            encoded = self.encoder(encoded, lengths[0], hidden)
+        if self.decoder is not None:
+            decoded = self.decoder(decoded, lengths[1], hidden, encoded)
+        if not self.post_process:
+            return torch.cat([encoded, decoded])
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+            decoded = decoded * self.config.hidden_size**-0.5  # as the embeddings are large (T5's code)
+        logits, _ = self.output_layer(decoded, weight=weight)
+        return logits.transpose(0, 1) if labels is None else token_losses(logits, labels)
+
+
+def build_t5(config: Config) -> list[T5]:
+    """This process's part of the model: one :class:`T5` per chunk of layers, as :func:`bigtrain.models.gpt.build_gpt`.
+
+    Chunks of one process share one table of a stack's relative positions.
+    """
+    virtual = config.parallel.virtual_pipeline if config.parallel.virtual_pipeline > 1 else None
+    chunks = [T5(config, None if virtual is None else stage) for stage in range(virtual or 1)]
+    for stacks in ([chunk.encoder for chunk in chunks], [chunk.decoder for chunk in chunks]):
+        tables = [stack.relative_attention_bias for stack in stacks if stack is not None]
+        for table in tables[1:]:
+            table.weight = tables[0].weight
+    return chunks
+
+
+def relative_biases(chunks: Sequence[T5]) -> list[RelativeBias | None]:
+    """The encoder's and the decoder's table where this process holds a layer of theirs."""
+    found: list[RelativeBias | None] = []
+    for name in ("encoder", "decoder"):
+        stacks = [stack for chunk in chunks if (stack := getattr(chunk, name)) is not None]
+        found.append(stacks[0].relative_attention_bias if stacks else None)
+    return found
+
+
+def _stack_config(config: Config, layers: Sequence[int]) -> TransformerConfig:
+    """That of a stack of which so many layers lie in each chunk.
+
+    It numbers them, and so names them, as if the stack had the pipeline for itself.
+    """
+    layout = [["decoder"] * count for count in layers]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return transformer_config(
+        config,
+        num_layers=sum(layers),
+        pipeline_model_parallel_layout=layout if config.parallel.pipeline > 1 else None,
+        softmax_scale=1.0,  # scores are not scaled down, which the initial weights make up for
+    )
+
+
+def _layer(model: ModelConfig, is_decoder: bool) -> ModuleSpec:
+    """GPT's, with T5's mask, dropout and, in the decoder, cross-attention."""
+    spec = layer_spec(model)
+    parts = spec.submodules
+    parts.self_attention.params["attn_mask_type"] = AttnMaskType.causal if is_decoder else AttnMaskType.padding
+    parts.mlp.submodules.linear_fc2 = FeedForwardOutput
+    if is_decoder:
+        parts.pre_cross_attn_layernorm = Norm
+        parts.cross_attention = ModuleSpec(
+            module=CrossAttention,
+            params={"attn_mask_type": AttnMaskType.padding},
+            submodules=CrossAttentionSubmodules(
+                linear_q=ColumnParallelLinear,
+                linear_kv=ColumnParallelLinear,
+                core_attention=CoreAttention,
+                linear_proj=RowParallelLinear,
+            ),
+        )
+        parts.cross_attn_bda = get_bias_dropout_add
+    return spec
+
+
+def _dropout(x: Tensor, config: TransformerConfig, training: bool, *, apart: bool) -> Tensor:
+    """Dropout; `apart` where each process of the tensor group holds another part of `x` and needs its own mask."""
+    if not training or not config.hidden_dropout:
+        return x
+    with get_cuda_rng_tracker().fork() if apart else nullcontext():
+        return F.dropout(x, config.hidden_dropout)
