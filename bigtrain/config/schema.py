@@ -33,7 +33,8 @@ class ModelConfig(Section):
     """The shape of the model."""
 
     architecture: Literal["gpt", "bert", "t5"] = "gpt"
-    """What the layers make up: `gpt` (a decoder, from GPT-2 to Llama), `bert` or `t5` (an encoder and a decoder)."""
+    """`gpt` predicts the next token; `bert` (arXiv:1810.04805) what was hidden, from both sides; `t5`
+    (arXiv:1910.10683) a text from another, by an encoder and a decoder."""
     vocab_size: PositiveInt
     """Rows of the embedding, at least the tokenizer's vocabulary. Never padded behind your back:
     choose a multiple of 128 for speed and of `parallel.tensor` for splitting."""
@@ -52,7 +53,7 @@ class ModelConfig(Section):
     intermediate_size: PositiveInt | None = None
     """Inner width of the feed-forward block; default: `4 * hidden_size`."""
     max_position_embeddings: PositiveInt = 2048
-    """The longest sequence, in tokens."""
+    """The longest sequence, in tokens; T5's relative positions have no such bound."""
     position_embedding: Literal["rope", "learned", "relative"] = "rope"
     """Rotary (RoFormer, arXiv:2104.09864), learned absolute positions (GPT-2), or T5's, learned for each distance."""
     relative_attention_num_buckets: PositiveInt = 32
@@ -208,7 +209,7 @@ class ParallelConfig(Section):
     virtual_pipeline: PositiveInt = 1
     """Chunks of layers per pipeline stage; above 1 the schedule is interleaved."""
     layers_per_stage: list[PositiveInt] | None = None
-    """Layers of each chunk in the order of the model: one number a stage, or with `virtual_pipeline` chunk 0 of every
+    """Layers of each chunk in the order of the model, a T5's encoder before its decoder: one number a stage, or with `virtual_pipeline` chunk 0 of every
     stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer counted in the last."""
     sequence: bool = False
     """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);

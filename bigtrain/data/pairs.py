@@ -1,4 +1,4 @@
-"""Samples in two parts, as a T5 is trained on: what its encoder reads, and what its decoder is to say. Needs no torch."""
+"""Samples in two parts, as a T5 is trained on: what its encoder reads, what its decoder is to say. Needs no torch."""
 
 import itertools
 import math
@@ -99,8 +99,9 @@ class Pairs:
         special = tokenizer.special_tokens
         self._start_id = next((special[name] for name in _PADDING_NAMES if name in special), tokenizer.eos_id)
         self._sentinel_ids = list(_sentinels(special))
-        self._modes = {d.mode: special.get(d.mode) for d in self._denoisers if d.mode is not None}
-        self._check(config)
+        modes = dict.fromkeys(d.mode for d in self._denoisers if d.mode is not None)
+        self._modes = {mode: special[mode] for mode in modes if mode in special}
+        self._check(config, [mode for mode in modes if mode not in special])
 
     def read(self, positions: ArrayLike) -> PairRows:
         """The samples at `positions` [n]. Raises DataError: a shard is damaged."""
@@ -120,7 +121,7 @@ class Pairs:
             lengths[:, i] = len(given), len(said)
             inputs[i, : len(given)] = given
             targets[i, 1 : 1 + len(said)] = said
-        return PairRows(inputs, targets, *lengths, rows.sources)
+        return PairRows(inputs, targets, lengths[0], lengths[1], rows.sources)
 
     def _pair(self, sample: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         end = np.array([self._eos_id], dtype=sample.dtype)
@@ -134,7 +135,7 @@ class Pairs:
         given, said = corrupt_spans(sample, rng, sentinel_ids=ids, eos_id=self._eos_id, denoiser=denoiser)
         return given if denoiser.mode is None else np.insert(given, 0, self._modes[denoiser.mode]), said
 
-    def _check(self, config: Config) -> None:
+    def _check(self, config: Config, lacks: list[str]) -> None:
         objective, lengths = config.data.objective, self.lengths
         needed = _needed(lengths.inputs, self._denoisers)[1]
         if lengths.targets < needed:
@@ -143,9 +144,8 @@ class Pairs:
                 f"training.sequence_length ({lengths.inputs}) makes targets of up to {needed} tokens"
             )
         spans = max((span_counts(lengths.sample, d)[1] for d in self._denoisers), default=0)
-        lacks = [name for name, number in self._modes.items() if number is None]
         if spans > len(self._sentinel_ids):
-            lacks.append(f"<extra_id_0> to <extra_id_{spans - 1}> (it has {len(self._sentinel_ids)} of these)")
+            lacks = [f"<extra_id_0> to <extra_id_{spans - 1}> (it has {len(self._sentinel_ids)} of these)", *lacks]
         if lacks:
             raise DataError(
                 f"data.objective={objective} with training.sequence_length ({lengths.inputs}) needs special tokens "

@@ -92,7 +92,7 @@ class CoreAttention(nn.Module):
             [s, b, heads * head_dim]
         """
         if attention_mask is not None or attention_bias is not None:
-            assert self.context_group is None and packed_seq_params is None, "the configuration was validated"
+            assert self.context_group is None, "the configuration was validated"
             out = self._masked(query, key, value, attention_mask, attention_bias)
         elif self.context_group is None:
             out = self._whole(query, key, value, packed_seq_params)

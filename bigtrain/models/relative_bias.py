@@ -20,17 +20,17 @@ class RelativeBias(nn.Module):
     """
 
     def __init__(
-        self, config: TransformerConfig, buckets: int, max_distance: int, *, bidirectional: bool, is_copy: bool
+        self, config: TransformerConfig, buckets: int, max_distance: int, *, bidirectional: bool, is_stage_copy: bool
     ) -> None:
-        """`is_copy`: an earlier stage holds the table as well."""
+        """`is_stage_copy`: an earlier stage holds the table as well."""
         super().__init__()
         self.max_distance = max_distance
         self.bidirectional = bidirectional
-        self.is_copy = is_copy
         heads = config.num_attention_heads // config.tensor_model_parallel_size
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = nn.Parameter(torch.empty(buckets, heads, device=device, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
+        self.weight.is_stage_copy = is_stage_copy  # type: ignore[attr-defined]
 
     def forward(self, length: int) -> Tensor:
         """[1, heads of this process, length queries, length keys], in the type of the table."""
@@ -45,7 +45,11 @@ class RelativeBias(nn.Module):
     ) -> dict[str, Any]:
         """Where the table lies in the global model, in Megatron-core's words."""
         key = f"{prefix}weight"
-        replica = (int(self.is_copy), 0, parallel_state.get_data_parallel_rank(with_context_parallel=True))
+        replica = (
+            int(getattr(self.weight, "is_stage_copy", False)),
+            0,
+            parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        )
         return {key: make_tp_sharded_tensor_for_checkpoint(self.weight, key, tp_axis=1, replica_id=replica)}
 
 

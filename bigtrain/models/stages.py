@@ -70,11 +70,9 @@ def balanced_stretches(costs: list[float], chunks: int) -> list[int]:
     """
     assert len(costs) >= chunks, "every chunk holds a layer"
     before = [0.0, *accumulate(costs)]
+    # By chunks and the first of the layers that they share: what the costliest costs, and the layers of the first.
     least: list[list[tuple[float, int]]] = [[(math.inf, 0)] * len(before) for _ in range(chunks + 1)]
-    least[0][-1] = (
-        0.0,
-        0,
-    )  # from layer i on, in so many chunks: the costliest chunk's cost, and the first one's layers
+    least[0][-1] = (0.0, 0)
     for left in range(1, chunks + 1):
         for first in range(len(costs) - left, -1, -1):
             ways = range(1, len(costs) - first - left + 2)

@@ -23,9 +23,10 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtrain.config import Config, ModelConfig
+from bigtrain.data.pair_batches import PairBatch
 from bigtrain.models.attention import CoreAttention
 from bigtrain.models.gpt import layer_spec, token_losses, transformer_config
 from bigtrain.models.norm import Norm
@@ -60,7 +61,7 @@ class Stack(TransformerBlock):
             config.model.relative_attention_num_buckets,
             config.model.relative_attention_max_distance,
             bidirectional=stack == 0,
-            is_copy=(chunk - first) % config.parallel.pipeline != 0,
+            is_stage_copy=(chunk - first) % config.parallel.pipeline != 0,
         )
 
     def forward(
@@ -121,6 +122,14 @@ class T5(LanguageModule):
         """What the chunk before has made, [both stacks' s, b, hidden_size]; Megatron-core's schedules call it."""
         self.input_tensor = tensor[0] if isinstance(tensor, list) else tensor
 
+    def losses(self, batch: PairBatch) -> Tensor:
+        """Those of the batch's targets, float32 [b, T]; both stacks' hidden states before the last stage."""
+        return self(batch.input_ids, batch.decoder_input_ids, batch.padding, batch.labels)
+
+    def predictions(self, batch: PairBatch) -> Tensor:
+        """The decoder's logits, [b, T, vocab_size / tensor]; both stacks' hidden states before the last stage."""
+        return self(batch.input_ids, batch.decoder_input_ids, batch.padding)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -175,13 +184,11 @@ def build_t5(config: Config) -> list[T5]:
     return chunks
 
 
-def relative_biases(chunks: Sequence[T5]) -> list[RelativeBias | None]:
-    """The encoder's and the decoder's table where this process holds a layer of theirs."""
-    found: list[RelativeBias | None] = []
-    for name in ("encoder", "decoder"):
-        stacks = [stack for chunk in chunks if (stack := getattr(chunk, name)) is not None]
-        found.append(stacks[0].relative_attention_bias if stacks else None)
-    return found
+def relative_tables(chunks: Sequence[T5]) -> list[nn.Parameter | None]:
+    """The encoder's and the decoder's table of relative positions, where this process holds a layer of theirs."""
+    stacks = [chunk.encoder for chunk in chunks], [chunk.decoder for chunk in chunks]
+    held = [[stack.relative_attention_bias.weight for stack in of_kind if stack is not None] for of_kind in stacks]
+    return [tables[0] if tables else None for tables in held]
 
 
 def _stack_config(config: Config, layers: Sequence[int]) -> TransformerConfig:

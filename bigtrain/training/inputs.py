@@ -14,6 +14,7 @@ from bigtrain.data.cache import Cache, default_folder
 from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.pairs import Pairs, pair_lengths
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
@@ -31,9 +32,11 @@ class Inputs:
 
     train: Samples | Mixture
     """The samples by position."""
-    reads: TokenSource
+    reads: TokenSource | Pairs
     """The same, as the run's objective makes them."""
     validation: Samples | None
+    validation_reads: TokenSource | Pairs | None
+    """The same, as the objective makes them."""
     checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
@@ -57,14 +60,16 @@ def open_inputs(config: Config) -> Inputs:
         UserError: Naming the key or file and what would be right.
     """
     train = open_train(config)
-    validation = None
+    validation = validation_reads = None
     if config.data.validation is not None:
         held_out = _open(config, "data.validation", config.data.validation)
         _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
         packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
-        validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
+        validation = Samples(held_out, _sample_length(config), shuffle=False, packing=packing)
+        validation_reads = _pairs(config, validation) if config.model.architecture == "t5" else validation
     identity = _identity(config, train)
-    return Inputs(train, _with_objective(config, train), validation, checkpoint_to_resume(config, identity), identity)
+    resumed = checkpoint_to_resume(config, identity)
+    return Inputs(train, with_objective(config, train), validation, validation_reads, resumed, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:
@@ -84,13 +89,24 @@ def open_train(config: Config) -> Samples | Mixture:
     return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
 
 
-def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource:
+def with_objective(config: Config, train: Samples | Mixture) -> TokenSource | Pairs:
+    """The training data as what the run learns from. Raises DataError: the tokenizer lacks tokens that it takes."""
     data = config.data
+    if config.model.architecture == "t5":
+        return _pairs(config, train)
     if not data.fim_rate:
         return train
     tokenizer = first_source(train).dataset.load_tokenizer()
     seed = config.training.seed
     return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
+
+
+def _pairs(config: Config, samples: Samples | Mixture) -> Pairs:
+    return Pairs(samples, first_source(samples).dataset.load_tokenizer(), config)
+
+
+def _sample_length(config: Config) -> int:
+    return pair_lengths(config).sample if config.model.architecture == "t5" else config.training.sequence_length
 
 
 def _samples(config: Config, key: str, path: str) -> Samples:
@@ -99,7 +115,7 @@ def _samples(config: Config, key: str, path: str) -> Samples:
     window = data.shuffle_window
     if window is None and dataset.is_remote:
         window = REMOTE_SHUFFLE_WINDOW
-    return Samples(dataset, training.sequence_length, training.seed, data.shuffle, window=window, packing=data.packing)
+    return Samples(dataset, _sample_length(config), training.seed, data.shuffle, window=window, packing=data.packing)
 
 
 def _cache(config: Config) -> Cache:
@@ -141,6 +157,8 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
+    if config.data.objective != "span_corruption":
+        found["objective"] = config.data.objective
     if isinstance(train, Samples):
         window = {"shuffle_window": train.window} if config.data.shuffle and train.window is not None else {}
         return {"train": _fingerprint(train.dataset), **found, **window}

@@ -4,33 +4,43 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, count_targets, micro_batches
-from bigtrain.data.samples import Samples
-from bigtrain.parallel import topology
+from bigtrain.data.batch import Batch, BatchSource, micro_batches
+from bigtrain.data.pairs import Pairs
+from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.parallel.engine import Engine
+from bigtrain.training.batches import batch_source, targets_of_all
 
 
 def validate(
-    engine: Engine, config: Config, samples: Samples, before_batch: Callable[[], None] = lambda: None
+    engine: Engine,
+    config: Config,
+    samples: Samples,
+    before_batch: Callable[[], None] = lambda: None,
+    reads: TokenSource | Pairs | None = None,
 ) -> dict[str, float]:
     """Mean loss over the targets of the first `validation_samples` samples (all, if 0).
 
+    `reads` are the samples as the objective makes them, where these are not read as they are.
+
     Returns:
-        `validation_loss` in nats a token, and `validation_bits_per_byte`: what a code built on the model
+        `validation_loss` in nats a token, and of GPT `validation_bits_per_byte`: what a code built on the model
         would need for a byte of the text, end-of-document tokens included.
     """
     size = config.training.global_batch_size
     count = min(config.training.validation_samples or len(samples), len(samples))
-    total, targets = 0.0, 0
+    totals, targets = np.zeros(1), np.zeros(1)
     for first in range(0, count, size):
         before_batch()
-        batches = _batches(engine, config, samples, first, count)
-        total += float(engine.evaluate(batches))
-        targets += topology.sum_over_data(count_targets(batches))
-    loss = total / targets
+        batches = _batches(engine, config, batch_source(reads or samples, samples.packing), first, count)
+        totals = totals + engine.evaluate(batches).double().cpu().numpy()
+        targets = targets + np.array(targets_of_all(batches))
+    loss = float((totals / targets).sum())
+    if config.model.architecture != "gpt":
+        return {"validation_loss": loss}
     manifest = samples.dataset.manifest
     return {
         "validation_loss": loss,
@@ -38,17 +48,16 @@ def validate(
     }
 
 
-def _batches(engine: Engine, config: Config, samples: Samples, first: int, count: int) -> list[Batch]:
+def _batches(engine: Engine, config: Config, source: BatchSource, first: int, count: int) -> list[Batch]:
     """A global batch; what is beyond `count` in the last one counts nothing."""
     layout, training = engine.layout, config.training
     batches = micro_batches(
-        samples,
+        source,
         first,
         global_batch_size=training.global_batch_size,
         micro_batch_size=training.micro_batch_size,
         data_parallel_rank=layout.data_rank,
         data_parallel_size=layout.data,
-        packing=samples.packing,
     )
     kept = []
     for index, batch in enumerate(batches):
