@@ -209,8 +209,9 @@ class ParallelConfig(Section):
     virtual_pipeline: PositiveInt = 1
     """Chunks of layers per pipeline stage; above 1 the schedule is interleaved."""
     layers_per_stage: list[PositiveInt] | None = None
-    """Layers of each chunk in the order of the model, a T5's encoder before its decoder: one number a stage, or with `virtual_pipeline` chunk 0 of every
-    stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer counted in the last."""
+    """Layers of each chunk in the order of the model, a T5's encoder before its decoder: one number a stage, or with
+    `virtual_pipeline` chunk 0 of every stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer
+    counted in the last."""
     sequence: bool = False
     """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);
     says nothing where `tensor` is 1."""

@@ -44,10 +44,10 @@ def _of_t5(config: Config) -> Iterator[str]:
     elif m.relative_attention_max_distance <= m.relative_attention_num_buckets // 2:
         yield (
             f"model.relative_attention_max_distance ({m.relative_attention_max_distance}) must be above half of "
-            f"model.relative_attention_num_buckets ({m.relative_attention_num_buckets}), which are for one distance each"
+            f"model.relative_attention_num_buckets ({m.relative_attention_num_buckets}), each of which has one distance"
         )
     if d.packing not in ("contiguous", "padded"):
-        yield f"data.packing={d.packing} cannot be had with model.architecture=t5; set data.packing=contiguous or padded"
+        yield f"data.packing={d.packing} is not for model.architecture=t5; set data.packing=contiguous or padded"
     if d.target_length is not None and p.sequence and d.target_length % p.tensor:
         yield (
             f"data.target_length ({d.target_length}) is not divisible by parallel.tensor ({p.tensor}): with "
