@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from bigtrain.config import ModelConfig, load_config
-from bigtrain.models.size import flops_per_token, parameter_count
+from bigtrain.models.size import flops_per_token, parameter_count, t5_flops
 
 MODELS = Path(__file__).parent.parent.parent / "configs" / "models"
 PUBLISHED = {  # parameters of the released weights
@@ -32,6 +34,8 @@ PUBLISHED = {  # parameters of the released weights
     "mixtral-8x7b": 46_702_792_704,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
+    "t5-small": 60_506_624,
+    "t5-v1_1-small": 76_961_152,
 }
 PAPER = {"gpt3-1.3b": (1.3e9, 2), "gpt3-6.7b": (6.7e9, 2), "gpt3-175b": (175e9, 3)}  # rounded to so many digits
 NAMES = sorted(path.stem for path in MODELS.glob("*.yaml"))
@@ -44,6 +48,9 @@ def model_of(name: str, *overrides: str) -> ModelConfig:
 
 def hugging_face(model: ModelConfig, device: str = "meta") -> PreTrainedModel:
     """`transformers`' model of the same shape, by default without memory."""
+    if model.architecture == "t5":
+        with torch.device(device):
+            return hugging_face_t5(model)
     if model.position_embedding == "learned":
         gpt2 = GPT2Config(
             vocab_size=model.vocab_size,
@@ -81,6 +88,22 @@ def hugging_face(model: ModelConfig, device: str = "meta") -> PreTrainedModel:
     biases = {"attention_bias": model.linear_bias, "mlp_bias": model.linear_bias, "head_dim": model.head_dim}
     with torch.device(device):
         return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=heads, **biases))
+
+
+def hugging_face_t5(model: ModelConfig) -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=model.vocab_size,
+        d_model=model.hidden_size,
+        d_kv=model.head_size,
+        d_ff=model.ffn_size,
+        num_layers=model.num_hidden_layers,
+        num_decoder_layers=model.num_decoder_layers,
+        num_heads=model.num_attention_heads,
+        feed_forward_proj="gated-gelu" if model.gated_mlp else "relu",
+        tie_word_embeddings=model.tie_word_embeddings,
+        use_cache=False,
+    )
+    return T5ForConditionalGeneration(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -143,6 +166,23 @@ def test_flops_are_those_that_pytorch_counts(name: str, length: int) -> None:
     # Llama's rotary angles are an outer product, once a pass and not worth a place in the formula
     angles = model.head_size * length if model.position_embedding == "rope" else 0
     assert counter.get_total_flops() - angles == flops_per_token(model, length) * length
+
+
+def test_flops_of_a_t5_are_those_that_pytorch_counts() -> None:
+    """Of layers of each stack, and of the output layer, by the same counter over models that differ in one of them."""
+
+    def counted(*overrides: str) -> float:
+        network = hugging_face(model_of("tiny-t5", *overrides), "cpu")
+        inputs, targets = torch.zeros(1, 24, dtype=torch.long), torch.zeros(1, 10, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            network(input_ids=inputs, decoder_input_ids=targets).logits.sum().backward()
+        return counter.get_total_flops()
+
+    encoder, decoder, output = t5_flops(model_of("tiny-t5"), 24, 10)
+    whole = counted()
+    assert whole - counted("model.num_hidden_layers=3") == encoder
+    assert whole - counted("model.num_decoder_layers=2") == decoder
+    assert whole == 4 * encoder + 3 * decoder + output
 
 
 def test_flops_follow_the_papers_example() -> None:
