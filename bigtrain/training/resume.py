@@ -16,6 +16,7 @@ _DATA_KEYS = {
     "shuffle": "data.shuffle",
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
+    "sentence_objective": "data.sentence_objective",
 }
 
 
