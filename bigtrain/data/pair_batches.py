@@ -16,9 +16,9 @@ class PairBatch(Batch):
 
     decoder_input_ids: Tensor
     """[b, T]: the labels, one place later."""
-    padding: Tensor | None = None
-    """bool [b, S], true at padding of the inputs, which nothing attends to; None: there is none. That of the labels
-    stands at their end and weighs nothing."""
+    attention_mask: Tensor | None = None
+    """bool [b, S]: true where there is text in the inputs; None: nothing is padding. That of the labels stands at their
+    end and weighs nothing."""
 
     @property
     def length(self) -> int:
@@ -35,7 +35,7 @@ class PairText:
 
     def batches(self, positions: np.ndarray, micro_batch_size: int) -> list[PairBatch]:
         rows = self._pairs.read(positions)
-        padding = np.arange(rows.inputs.shape[1]) >= rows.input_lengths[:, None]
+        text = np.arange(rows.inputs.shape[1]) < rows.input_lengths[:, None]
         loss_mask = np.arange(rows.targets.shape[1] - 1) < rows.target_lengths[:, None]
         return [
             PairBatch(
@@ -43,8 +43,8 @@ class PairText:
                 torch.from_numpy(rows.targets[part, 1:]),
                 torch.from_numpy(loss_mask[part].astype(np.float32)),
                 torch.from_numpy(rows.targets[part, :-1]),
-                torch.from_numpy(padding[part]) if padding[part].any() else None,
+                None if text[part].all() else torch.from_numpy(text[part]),
                 sources=None if rows.sources is None else torch.from_numpy(rows.sources[part]),
             )
-            for part in (slice(first, first + micro_batch_size) for first in range(0, len(padding), micro_batch_size))
+            for part in (slice(first, first + micro_batch_size) for first in range(0, len(text), micro_batch_size))
         ]

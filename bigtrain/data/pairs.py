@@ -87,7 +87,7 @@ class Pairs:
     """
 
     def __init__(self, samples: TokenSource, tokenizer: Tokenizer, config: Config) -> None:
-        """`samples` are `pair_lengths(config).sample` tokens long, and a label further.
+        """`samples` have rows of `pair_lengths(config).sample` tokens.
 
         Raises:
             DataError: The tokenizer lacks tokens that the objective needs, or `data.target_length` is too short.
@@ -106,7 +106,7 @@ class Pairs:
     def read(self, positions: ArrayLike) -> PairRows:
         """The samples at `positions` [n]. Raises DataError: a shard is damaged."""
         rows = self._samples.read(positions)
-        tokens = rows.tokens[:, : self.lengths.sample]
+        tokens = rows.tokens
         count, (_, most, longest) = len(tokens), self.lengths
         inputs = np.full((count, most), self._start_id, dtype=tokens.dtype)
         targets = np.full((count, 1 + longest), self._start_id, dtype=tokens.dtype)
@@ -114,7 +114,7 @@ class Pairs:
         for i, position in enumerate(np.asarray(positions).tolist()):
             sample = tokens[i]
             if rows.padding is not None:
-                sample = sample[~rows.padding[i, : len(sample)]]
+                sample = sample[~rows.padding[i]]
                 if len(sample) and sample[-1] == self._eos_id:
                     sample = sample[:-1]  # both parts get one of their own
             given, said = self._pair(sample, rng_at(self._seed, position))

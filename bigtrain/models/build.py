@@ -17,21 +17,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from bigtrain.config import Config
-from bigtrain.errors import ConfigError
+from bigtrain.models.bert import Bert, build_bert
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.t5 import T5, build_t5, relative_tables
 
-Chunk = GPT | T5
+Chunk = GPT | Bert | T5
 
 
-def tables_of_stages(chunks: Sequence[Chunk]) -> list[nn.Parameter | None]:
-    """Parameters, all of one shape, that several stages of the pipeline may hold a copy of, in the same order on all of
-    them; None for one that is not on this process. A copy whose stage is not its first is marked `is_stage_copy`."""
-    t5 = [chunk for chunk in chunks if isinstance(chunk, T5)]
-    return relative_tables(t5) if t5 else []
-
-
-def build_model(config: Config) -> list[Chunk]:
+def build_model(config: Config) -> Sequence[Chunk]:
     """This process's part of the model, one chunk after the other; the process groups must exist.
 
     Weights are allocated on the process's device, in the type of `training.precision`, and hold nothing yet: see
@@ -39,6 +32,13 @@ def build_model(config: Config) -> list[Chunk]:
     """
     if config.model.architecture == "gpt":
         return build_gpt(config)
-    if config.model.architecture == "t5":
-        return build_t5(config)
-    raise ConfigError(f"model.architecture={config.model.architecture} cannot be trained yet")
+    if config.model.architecture == "bert":
+        return build_bert(config)
+    return build_t5(config)
+
+
+def tables_of_stages(chunks: Sequence[Chunk]) -> list[nn.Parameter | None]:
+    """Parameters, all of one shape, that several stages of the pipeline may hold a copy of, in the same order on all of
+    them; None for one that is not on this process. A copy whose stage is not its first is marked `is_stage_copy`."""
+    t5 = [chunk for chunk in chunks if isinstance(chunk, T5)]
+    return relative_tables(t5) if t5 else []

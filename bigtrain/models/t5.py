@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from bigtrain.config import Config, ModelConfig
 from bigtrain.data.pair_batches import PairBatch
 from bigtrain.models.attention import CoreAttention
-from bigtrain.models.gpt import layer_spec, token_losses, transformer_config
+from bigtrain.models.gpt import layer_spec, transformer_config
+from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 from bigtrain.models.relative_bias import RelativeBias
 from bigtrain.models.stages import stacks_per_chunk
@@ -65,21 +66,21 @@ class Stack(TransformerBlock):
         )
 
     def forward(
-        self, hidden_states: Tensor, length: int, padding: Tensor | None = None, context: Tensor | None = None
+        self, hidden_states: Tensor, length: int, seen: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
         """Through the layers, and the final norm if it is here.
 
         Args:
             hidden_states: [s, b, hidden_size]
             length: Tokens of a whole sequence, of which s are here.
-            padding: bool [b, 1, 1, encoder's tokens], true at padding of the encoder's input.
+            seen: bool [b, 1, 1, encoder's tokens], true where there is text in the encoder's input; None: everywhere.
             context: [encoder's s, b, hidden_size], of which only a decoder knows.
         """
         hidden_states = super().forward(
             hidden_states,
-            attention_mask=padding if context is None else None,
+            attention_mask=seen if context is None else None,
             context=context,
-            context_mask=padding,
+            context_mask=seen,
             attention_bias=partial(self.relative_attention_bias, length),
         )
         if self.final_layernorm is None:
@@ -124,17 +125,17 @@ class T5(LanguageModule):
 
     def losses(self, batch: PairBatch) -> Tensor:
         """Those of the batch's targets, float32 [b, T]; both stacks' hidden states before the last stage."""
-        return self(batch.input_ids, batch.decoder_input_ids, batch.padding, batch.labels)
+        return self(batch.input_ids, batch.decoder_input_ids, batch.attention_mask, batch.labels)
 
     def predictions(self, batch: PairBatch) -> Tensor:
         """The decoder's logits, [b, T, vocab_size / tensor]; both stacks' hidden states before the last stage."""
-        return self(batch.input_ids, batch.decoder_input_ids, batch.padding)
+        return self(batch.input_ids, batch.decoder_input_ids, batch.attention_mask)
 
     def forward(
         self,
         input_ids: Tensor,
         decoder_input_ids: Tensor,
-        padding: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
         """The decoder's losses from the last chunk, what the next one takes from all others.
@@ -142,7 +143,7 @@ class T5(LanguageModule):
         Args:
             input_ids: [b, S] int64, of the encoder.
             decoder_input_ids: [b, T] int64. Padding stands at the end, where nothing before it sees it.
-            padding: [b, S] bool, true at padding of `input_ids`; None: there is none.
+            attention_mask: [b, S] bool, true where there is text in `input_ids`; None: everywhere.
             labels: [b, T] int64; without them the last chunk gives logits.
 
         Returns:
@@ -155,11 +156,11 @@ class T5(LanguageModule):
             assert self.input_tensor is not None, "the schedule has set it"
             parts = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
             encoded, decoded = self.input_tensor.split([length // parts for length in lengths])
-        hidden = None if padding is None else padding[:, None, None]
+        seen = None if attention_mask is None else attention_mask[:, None, None]
         if self.encoder is not None:
-            encoded = self.encoder(encoded, lengths[0], hidden)
+            encoded = self.encoder(encoded, lengths[0], seen)
         if self.decoder is not None:
-            decoded = self.decoder(decoded, lengths[1], hidden, encoded)
+            decoded = self.decoder(decoded, lengths[1], seen, encoded)
         if not self.post_process:
             return torch.cat([encoded, decoded])
         weight = None
@@ -167,7 +168,9 @@ class T5(LanguageModule):
             weight = self.shared_embedding_or_output_weight()
             decoded = decoded * self.config.hidden_size**-0.5  # as the embeddings are large (T5's code)
         logits, _ = self.output_layer(decoded, weight=weight)
-        return logits.transpose(0, 1) if labels is None else token_losses(logits, labels)
+        if labels is None:
+            return logits.transpose(0, 1)
+        return token_losses(labels, logits, self.config.tensor_model_parallel_size)
 
 
 def build_t5(config: Config) -> list[T5]:

@@ -4,16 +4,22 @@ from collections.abc import Sequence
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch, BatchSource, count_targets, micro_batches
+from bigtrain.data.encoder import MaskedText
 from bigtrain.data.loader import CausalText
+from bigtrain.data.masked import MaskedSamples
 from bigtrain.data.pair_batches import PairText
 from bigtrain.data.pairs import Pairs
 from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.topology import Layout
 
+Readable = TokenSource | MaskedSamples | Pairs
 
-def batch_source(samples: TokenSource | Pairs, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
+
+def batch_source(samples: Readable, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
     """Batches of samples, of the kind that these are for; the options are those of the `data` section."""
+    if isinstance(samples, MaskedSamples):
+        return MaskedText(samples)
     if isinstance(samples, Pairs):
         return PairText(samples)
     return CausalText(samples, packing, mask_document_boundaries)
@@ -22,7 +28,7 @@ def batch_source(samples: TokenSource | Pairs, packing: str, mask_document_bound
 class BatchReader:
     """Reads what this rank trains on."""
 
-    def __init__(self, config: Config, layout: Layout, samples: TokenSource | Pairs) -> None:
+    def __init__(self, config: Config, layout: Layout, samples: Readable) -> None:
         self._training, self._layout = config.training, layout
         self._source = batch_source(samples, config.data.packing, config.data.mask_document_boundaries)
 
@@ -38,10 +44,10 @@ class BatchReader:
         )
 
     def targets(self, batches: Sequence[Batch]) -> list[float]:
-        """Of each kind the targets of the whole global batch, the divisor of their mean loss."""
+        """Of each kind the targets of the whole global batch, the divisor of their mean loss. Of none it is 1."""
         if self._source.every_label_counts:
             return [self._training.global_batch_size * self._training.sequence_length]
-        return targets_of_all(batches)
+        return [count or 1.0 for count in targets_of_all(batches)]
 
 
 def targets_of_all(batches: Sequence[Batch]) -> list[float]:

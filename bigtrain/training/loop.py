@@ -190,19 +190,18 @@ def _publish(run: Run, row: dict[str, Any]) -> None:
 
 
 def _validate(run: Run) -> None:
-    samples = run.inputs.validation
-    if samples is None:
+    if run.inputs.validation is None:
         return
     step = run.state.step
     feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
-    row = {"step": step, **validate(run.engine, run.config, samples, feed, run.inputs.validation_reads)}
+    row = {"step": step, **validate(run.engine, run.config, run.inputs.validation, run.inputs.reads_validation, feed)}
     run.event("evaluate", validation_loss=row["validation_loss"])
     if run.is_first:
         _publish(run, row)
         bits = row.get("validation_bits_per_byte")
         run.progress.say(
-            f"step {row['step']}: validation loss {row['validation_loss']:.4f}"
-            + (f", {bits:.4f} bits per byte" if bits is not None else "")
+            f"step {step}: validation loss {row['validation_loss']:.4f}"
+            + ("" if bits is None else f", {bits:.4f} bits per byte")
         )
 
 

@@ -17,6 +17,7 @@ _DATA_KEYS = {
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
     "objective": "data.objective",
+    "sentence_objective": "data.sentence_objective",
 }
 
 

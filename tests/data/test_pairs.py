@@ -53,8 +53,8 @@ def folder(tokenizer: Tokenizer, stream: list[list[int]], tmp_path_factory: pyte
     return folder
 
 
-def source(config: Config, folder: Path, tokenizer: Tokenizer, packing: str = "contiguous") -> PairText:
-    samples = Samples(open_dataset(folder), pair_lengths(config).sample, shuffle=False, packing=packing)
+def source(config: Config, folder: Path, tokenizer: Tokenizer, packing: str = "blocks") -> PairText:
+    samples = Samples(open_dataset(folder), pair_lengths(config).sample - 1, shuffle=False, packing=packing)
     return PairText(Pairs(samples, tokenizer, config))
 
 
@@ -67,9 +67,9 @@ def pairs(batches: list[PairBatch], start: int) -> Iterator[tuple[list[int], lis
             assert batch.decoder_input_ids[row].tolist() == [start, *batch.labels[row, :-1].tolist()]
             assert (batch.labels[row, count:] == start).all()
             ids = batch.input_ids[row]
-            if batch.padding is not None:
-                seen = int((~batch.padding[row]).sum())
-                assert not batch.padding[row, :seen].any()
+            if batch.attention_mask is not None:
+                seen = int(batch.attention_mask[row].sum())
+                assert batch.attention_mask[row, :seen].all()
                 assert (ids[seen:] == start).all()
                 ids = ids[:seen]
             yield ids.tolist(), batch.labels[row, :count].tolist()

@@ -166,8 +166,8 @@ def steps_of(dataset: Path, version: str) -> list[plain_t5.Pair]:
     size, found = RECIPE.global_batch_size, []
     for step in range(RECIPE.steps):
         (batch,) = source.batches(np.arange(step * size, (step + 1) * size), size)
-        seen = torch.ones_like(batch.input_ids) if batch.padding is None else (~batch.padding).long()
-        ids = batch.input_ids.long(), seen, batch.decoder_input_ids.long(), batch.labels.long()
+        seen = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        ids = batch.input_ids.long(), seen.long(), batch.decoder_input_ids.long(), batch.labels.long()
         found.append(plain_t5.Pair(*ids, batch.loss_mask))
     return found
 
