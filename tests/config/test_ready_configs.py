@@ -54,7 +54,7 @@ def test_a_model_file_holds_a_model_alone_that_works(name: str) -> None:
     assert config.model_fields_set == {"model", "data", "training"}
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-mixtral", "demo"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-mixtral", "tiny-t5", "demo"])
 def test_test_models_split_every_way(name: str) -> None:
     words = [*RUN_WORDS, "parallel={tensor: 2, pipeline: 2, sequence: true}"]
     validate(load_config(CONFIGS / "models" / f"{name}.yaml", words), 4)
