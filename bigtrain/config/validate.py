@@ -9,6 +9,7 @@ from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
+from bigtrain.config.validate_architecture import architecture_problems
 from bigtrain.config.validate_data import data_problems
 from bigtrain.config.validate_t5 import t5_problems
 from bigtrain.errors import ConfigError
@@ -46,6 +47,7 @@ def validate(config: Config, world_size: int) -> None:
     heads = list(_heads(config))
     problems = [
         *data_problems(config),
+        *architecture_problems(config),
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),

@@ -4,6 +4,7 @@ Names and places are those of Megatron-core's own `BertModel`. That one cannot b
 Transformer Engine, has its norms before the sub-layers, and none after the embedding.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -68,24 +69,24 @@ class Bert(LanguageModule):
         )
         self.pooler: Pooler | None = None
         if self.post_process:
-            self._build_heads(options)
+            self._build_heads(_whole_sequences(config), options)
         if self.pre_process or self.post_process:
             self.setup_embeddings_and_output_layer()
 
-    def _build_heads(self, options: Config) -> None:
+    def _build_heads(self, config: TransformerConfig, options: Config) -> None:
         model = options.model
-        self.lm_head = Transform(self.config)
+        self.lm_head = Transform(config)
         self.output_layer = ColumnParallelLinear(
             model.hidden_size,
             model.vocab_size,
-            config=self.config,
-            init_method=self.config.init_method,
+            config=config,
+            init_method=config.init_method,
             bias=True,
             gather_output=False,
             skip_weight_param_allocation=self.pre_process and model.tie_word_embeddings,
         )
         if model.add_pooling_layer:
-            self.pooler = Pooler(self.config)
+            self.pooler = Pooler(config)
             self.binary_head = nn.Linear(model.hidden_size, 2)
 
     def set_input_tensor(self, tensor: Tensor | list[Tensor]) -> None:
@@ -93,23 +94,31 @@ class Bert(LanguageModule):
         self.encoder.set_input_tensor(tensor[0] if isinstance(tensor, list) else tensor)
 
     def hidden_states(self, batch: EncoderBatch) -> Tensor:
-        """Of the last layer of this chunk: [s, b, hidden_size], with sequence parallelism this process's part of s."""
+        """Of the last layer of this chunk: [s, b, hidden_size]; of any but the model's last, with sequence parallelism,
+        this process's part of s."""
         embedded = self.embedding(batch.input_ids, batch.token_type_ids) if self.pre_process else None
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None]
-        return self.encoder(hidden_states=embedded, attention_mask=mask)
+        hidden = self.encoder(hidden_states=embedded, attention_mask=mask)
+        if self.post_process and self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return hidden
 
     def losses(self, batch: MaskedBatch) -> Tensor:
-        """Cross entropy at every token, float32 [b, s], and with a sentence objective that of the segments in a last
-        column; hidden states before the last stage."""
+        """Cross entropy at every token that is a target, float32 [b, s], and with a sentence objective that of the
+        segments in a last column; hidden states before the last stage."""
         hidden = self.hidden_states(batch)
         if not self.post_process:
             return hidden
         length = batch.input_ids.shape[1]
-        logits, tensor_parallel = self._logits(hidden), self.config.tensor_model_parallel_size
-        of_tokens = token_losses(batch.labels[:, :length], logits, tensor_parallel)
+        chosen = batch.loss_mask[:, :length] > 0  # for the others, the most, there is no need of logits
+        logits = self._logits(hidden.transpose(0, 1)[chosen][:, None])
+        labels = batch.labels[:, :length][chosen][None]
+        of_targets = token_losses(labels, logits, self.config.tensor_model_parallel_size)
+        of_tokens = of_targets.new_zeros(chosen.shape).masked_scatter(chosen, of_targets)
         if self.pooler is None:
             return of_tokens
-        of_segments = F.cross_entropy(self._segment_logits(hidden).float(), batch.labels[:, length], reduction="none")
+        segment_logits = self.binary_head(self.pooler(hidden[0]))
+        of_segments = F.cross_entropy(segment_logits.float(), batch.labels[:, length], reduction="none")
         return torch.cat([of_tokens, of_segments[:, None]], dim=1)
 
     def predictions(self, batch: EncoderBatch) -> Tensor:
@@ -121,10 +130,6 @@ class Bert(LanguageModule):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(self.lm_head(hidden), weight=weight)
         return logits
-
-    def _segment_logits(self, hidden: Tensor) -> Tensor:
-        assert self.pooler is not None
-        return self.binary_head(self.pooler(hidden))
 
 
 def build_bert(config: Config) -> list[Bert]:
@@ -175,8 +180,6 @@ class Transform(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = Norm(config, config.hidden_size, eps=config.layernorm_epsilon)
         self.act = config.activation_func
-        for parameter in self.dense.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden_size] -> the same shape."""
@@ -189,13 +192,17 @@ class Pooler(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.gathers = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """[s, b, hidden_size], with sequence parallelism a part of s -> [b, hidden_size]."""
-        if self.gathers:  # all processes of the tensor group go on with the same, so that none has a part of a gradient
-            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False)
-        return torch.tanh(self.dense(x[0]))
+        """[b, hidden_size] of the first tokens -> the same shape."""
+        return torch.tanh(self.dense(x))
+
+
+def _whole_sequences(config: TransformerConfig) -> TransformerConfig:
+    """For the heads: every process of the tensor group has all tokens, and none a part of a gradient."""
+    changed = copy.copy(config)
+    changed.sequence_parallel = False
+    return changed
 
 
 def layer_spec(config: TransformerConfig) -> ModuleSpec:

@@ -118,15 +118,12 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
     )
 
 
-def transformer_config(config: Config, **changes: Any) -> TransformerConfig:
-    """Our configuration in Megatron-core's words, but for `changes`, which are in these already.
-
-    Fused kernels that need more than PyTorch are off.
-    """
+def transformer_config(config: Config) -> TransformerConfig:
+    """Our configuration in Megatron-core's words. Fused kernels that need more than PyTorch are off."""
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.precision]
-    words: dict[str, Any] = dict(
-        num_layers=model.num_hidden_layers,
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers + model.decoder_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.kv_heads,
@@ -167,7 +164,6 @@ def transformer_config(config: Config, **changes: Any) -> TransformerConfig:
         **experts_config(model, parallel.expert),
         **_recompute(config.training.recompute),
     )
-    return TransformerConfig(**{**words, **changes})
 
 
 def _pipeline_layout(config: Config) -> list[list[str]] | None:

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from bigtrain.config.schema import Config
 from bigtrain.data.pairs import pair_lengths
-from bigtrain.models.size import layer_flops_per_token, output_flops_per_token, t5_flops
+from bigtrain.models.size import layer_flops_per_token, output_flops_per_token, predicted_share, t5_flops
 
 
 def layers_per_chunk(config: Config) -> list[int]:
@@ -22,7 +22,8 @@ def layers_per_chunk(config: Config) -> list[int]:
         encoder, decoder, output = t5_flops(model, lengths.inputs, lengths.targets)
         costs = [encoder] * model.num_hidden_layers + [decoder] * model.decoder_layers
         return balanced_stretches([*costs[:-1], decoder + output], chunks)
-    output = output_flops_per_token(model) / layer_flops_per_token(model, config.training.sequence_length)
+    output = output_flops_per_token(model, predicted_share(config))
+    output /= layer_flops_per_token(model, config.training.sequence_length)
     return balanced_layers(model.num_hidden_layers, chunks, output)
 
 

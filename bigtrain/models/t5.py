@@ -8,6 +8,7 @@ encoder, the encoder's are what the stages of the decoder attend to.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,16 +20,23 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.attention import (
+    CrossAttention,
+    CrossAttentionSubmodules,
+    SelfAttention,
+    SelfAttentionSubmodules,
+)
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from torch import Tensor, nn
 
-from bigtrain.config import Config, ModelConfig
+from bigtrain.config import Config
 from bigtrain.data.pair_batches import PairBatch
 from bigtrain.models.attention import CoreAttention
-from bigtrain.models.gpt import layer_spec, transformer_config
+from bigtrain.models.gpt import transformer_config
 from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 from bigtrain.models.relative_bias import RelativeBias
@@ -47,12 +55,15 @@ class FeedForwardOutput(RowParallelLinear):
 class Stack(TransformerBlock):
     """Layers of the encoder or the decoder: those that lie in one chunk of the pipeline, one at least."""
 
-    def __init__(self, config: Config, stack: int, chunk: int, vp_stage: int | None) -> None:
-        """`stack`: 0 is the encoder, 1 the decoder. `chunk`: number in the order of the model."""
+    def __init__(
+        self, transformer: TransformerConfig, config: Config, stack: int, chunk: int, vp_stage: int | None
+    ) -> None:
+        """`transformer`: That of the whole model. `stack`: 0 is the encoder, 1 the decoder. `chunk`: Its number in the
+        order of the model."""
         layers = [of_chunk[stack] for of_chunk in stacks_per_chunk(config)]
         super().__init__(
-            _stack_config(config, layers),
-            TransformerBlockSubmodules([_layer(config.model, is_decoder=stack == 1)] * layers[chunk], layer_norm=Norm),
+            _stack_config(transformer, layers),
+            TransformerBlockSubmodules([layer_spec(is_decoder=stack == 1)] * layers[chunk], layer_norm=Norm),
             post_process=not any(layers[chunk + 1 :]),  # the last of the stack's chunks holds its final norm
             vp_stage=vp_stage,
         )
@@ -91,9 +102,8 @@ class Stack(TransformerBlock):
 class T5(LanguageModule):
     """One chunk of the model. Fills the place of Megatron-core's T5, which knows no pipeline."""
 
-    def __init__(self, config: Config, vp_stage: int | None = None) -> None:
-        whole = transformer_config(config, num_layers=config.model.num_hidden_layers + config.model.decoder_layers)
-        super().__init__(whole)
+    def __init__(self, transformer: TransformerConfig, config: Config, vp_stage: int | None) -> None:
+        super().__init__(transformer)
         model, pipeline = config.model, config.parallel.pipeline
         self.model_type = ModelType.encoder_or_decoder  # what Megatron-core's schedules know
         self.vp_stage = vp_stage
@@ -102,16 +112,18 @@ class T5(LanguageModule):
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.input_tensor: Tensor | None = None
         if self.pre_process:
-            self.embedding = LanguageModelEmbedding(whole, model.vocab_size, 0, position_embedding_type="none")
+            self.embedding = LanguageModelEmbedding(transformer, model.vocab_size, 0, position_embedding_type="none")
         chunk = parallel_state.get_pipeline_model_parallel_rank() + (vp_stage or 0) * pipeline
         stacks = enumerate(stacks_per_chunk(config)[chunk])
-        self.encoder, self.decoder = (Stack(config, i, chunk, vp_stage) if layers else None for i, layers in stacks)
+        self.encoder, self.decoder = (
+            Stack(transformer, config, i, chunk, vp_stage) if layers else None for i, layers in stacks
+        )
         if self.post_process:
             self.output_layer = ColumnParallelLinear(
                 model.hidden_size,
                 model.vocab_size,
-                config=whole,
-                init_method=whole.init_method,
+                config=transformer,
+                init_method=transformer.init_method,
                 bias=False,
                 gather_output=False,
                 skip_weight_param_allocation=self.pre_process and model.tie_word_embeddings,
@@ -178,8 +190,8 @@ def build_t5(config: Config) -> list[T5]:
 
     Chunks of one process share one table of a stack's relative positions.
     """
-    virtual = config.parallel.virtual_pipeline if config.parallel.virtual_pipeline > 1 else None
-    chunks = [T5(config, None if virtual is None else stage) for stage in range(virtual or 1)]
+    transformer, virtual = transformer_config(config), config.parallel.virtual_pipeline
+    chunks = [T5(transformer, config, stage if virtual > 1 else None) for stage in range(virtual)]
     for stacks in ([chunk.encoder for chunk in chunks], [chunk.decoder for chunk in chunks]):
         tables = [stack.relative_attention_bias for stack in stacks if stack is not None]
         for table in tables[1:]:
@@ -194,7 +206,7 @@ def relative_tables(chunks: Sequence[T5]) -> list[nn.Parameter | None]:
     return [tables[0] if tables else None for tables in held]
 
 
-def _stack_config(config: Config, layers: Sequence[int]) -> TransformerConfig:
+def _stack_config(transformer: TransformerConfig, layers: Sequence[int]) -> TransformerConfig:
     """That of a stack of which so many layers lie in each chunk.
 
     It numbers them, and so names them, as if the stack had the pipeline for itself.
@@ -202,20 +214,37 @@ def _stack_config(config: Config, layers: Sequence[int]) -> TransformerConfig:
     layout = [["decoder"] * count for count in layers]
     layout[0].insert(0, "embedding")
     layout[-1].append("loss")
-    return transformer_config(
-        config,
+    return replace(
+        transformer,
         num_layers=sum(layers),
-        pipeline_model_parallel_layout=layout if config.parallel.pipeline > 1 else None,
+        pipeline_model_parallel_layout=layout if transformer.pipeline_model_parallel_size > 1 else None,
         softmax_scale=1.0,  # scores are not scaled down, which the initial weights make up for
     )
 
 
-def _layer(model: ModelConfig, is_decoder: bool) -> ModuleSpec:
-    """GPT's, with T5's mask, dropout and, in the decoder, cross-attention."""
-    spec = layer_spec(model)
-    parts = spec.submodules
-    parts.self_attention.params["attn_mask_type"] = AttnMaskType.causal if is_decoder else AttnMaskType.padding
-    parts.mlp.submodules.linear_fc2 = FeedForwardOutput
+def layer_spec(*, is_decoder: bool) -> ModuleSpec:
+    """One layer with its norms before the sub-layers; a decoder's attends to the encoder between its own two."""
+    parts = TransformerLayerSubmodules(
+        input_layernorm=Norm,
+        self_attention=ModuleSpec(
+            module=SelfAttention,
+            params={"attn_mask_type": AttnMaskType.causal if is_decoder else AttnMaskType.padding},
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnParallelLinear,
+                core_attention=CoreAttention,
+                linear_proj=RowParallelLinear,
+                q_layernorm=IdentityOp,
+                k_layernorm=IdentityOp,
+            ),
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=Norm,
+        mlp=ModuleSpec(
+            module=MLP,
+            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=FeedForwardOutput),
+        ),
+        mlp_bda=get_bias_dropout_add,
+    )
     if is_decoder:
         parts.pre_cross_attn_layernorm = Norm
         parts.cross_attention = ModuleSpec(
@@ -229,7 +258,7 @@ def _layer(model: ModelConfig, is_decoder: bool) -> ModuleSpec:
             ),
         )
         parts.cross_attn_bda = get_bias_dropout_add
-    return spec
+    return ModuleSpec(module=TransformerLayer, submodules=parts)
 
 
 def _dropout(x: Tensor, config: TransformerConfig, training: bool, *, apart: bool) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from bigtrain.config import Config
 from bigtrain.data.pairs import pair_lengths
-from bigtrain.models.size import flops_per_token, t5_flops
+from bigtrain.models.size import flops_per_token, predicted_share, t5_flops
 from bigtrain.parallel import compat
 
 PEAK_BF16_FLOPS = {
@@ -53,7 +53,7 @@ def model_flops_utilization(config: Config, tokens_per_second: float, world_size
 def _flops_per_token(config: Config) -> float:
     """Of a T5, per token of its encoder."""
     if config.model.architecture != "t5":
-        return flops_per_token(config.model, config.training.sequence_length)
+        return flops_per_token(config.model, config.training.sequence_length, predicted_share(config))
     lengths = pair_lengths(config)
     encoder, decoder, output = t5_flops(config.model, lengths.inputs, lengths.targets)
     layers = config.model.num_hidden_layers * encoder + config.model.decoder_layers * decoder
