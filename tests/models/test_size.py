@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -27,6 +30,7 @@ from bigtrain.models.size import flops_per_token, parameter_count, t5_flops
 
 MODELS = Path(__file__).parent.parent.parent / "configs" / "models"
 PUBLISHED = {  # parameters of the released weights
+    "bert-base": 109_514_298,
     "gpt2-small": 124_439_808,
     "llama3.2-1b": 1_235_814_400,
     "llama3-8b": 8_030_261_248,
@@ -51,6 +55,12 @@ def hugging_face(model: ModelConfig, device: str = "meta") -> PreTrainedModel:
     if model.architecture == "t5":
         with torch.device(device):
             return hugging_face_t5(model)
+    if model.architecture == "bert":
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        shape = model.model_dump(include={*names, "hidden_act", "type_vocab_size", "tie_word_embeddings"})
+        bert = BertConfig(**shape, intermediate_size=model.ffn_size)
+        with torch.device(device):
+            return (BertForPreTraining if model.add_pooling_layer else BertForMaskedLM)(bert)
     if model.position_embedding == "learned":
         gpt2 = GPT2Config(
             vocab_size=model.vocab_size,
@@ -148,12 +158,18 @@ def test_count_of_every_option_is_that_of_transformers(overrides: list[str]) -> 
     assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
 
 
+@pytest.mark.parametrize("overrides", [["model.add_pooling_layer=true", "model.type_vocab_size=3"]], ids=" ".join)
+def test_count_of_berts_options_is_that_of_transformers(overrides: list[str]) -> None:
+    model = model_of("tiny-bert", *overrides)
+    assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
+
+
 def test_untied_gpt2() -> None:
     model = model_of("tiny-gpt2", "model.tie_word_embeddings=false")
     assert parameter_count(model) == sum(p.numel() for p in hugging_face(model).parameters())
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-mixtral", "demo"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-mixtral", "tiny-bert", "demo"])
 @pytest.mark.parametrize("length", [64, 100])
 def test_flops_are_those_that_pytorch_counts(name: str, length: int) -> None:
     """PyTorch's own counter over a forward and a backward pass of `transformers`' model."""
@@ -162,7 +178,7 @@ def test_flops_are_those_that_pytorch_counts(name: str, length: int) -> None:
     network.config._attn_implementation = "eager"  # whole scores: PaLM's convention counts the masked half too
     tokens = torch.zeros(1, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        network(tokens, use_cache=False).logits.sum().backward()
+        network(tokens).logits.sum().backward()
     # Llama's rotary angles are an outer product, once a pass and not worth a place in the formula
     angles = model.head_size * length if model.position_embedding == "rope" else 0
     assert counter.get_total_flops() - angles == flops_per_token(model, length) * length
