@@ -3,6 +3,7 @@
 from typing import Any
 
 from bigtrain.config import Config, ModelConfig
+from bigtrain.errors import ConfigError
 
 HEAD_SIZE = 16
 VOCABULARY = 128
@@ -22,7 +23,15 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
         world_size: The largest number of processes that is to share it.
         steps: Of the whole run.
         precision: `fp32` or `bf16`.
+
+    Raises:
+        ConfigError: The architecture reads no plain stream of tokens.
     """
+    if config.model.architecture != "gpt":
+        raise ConfigError(
+            f"model.architecture={config.model.architecture} cannot be verified this way, which draws tokens for a "
+            "model that predicts the next one; its layouts are compared in tests/distributed"
+        )
     length = min(config.training.sequence_length, TOKENS * world_size)
     training = {
         "steps": steps,
