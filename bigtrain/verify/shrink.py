@@ -3,7 +3,6 @@
 from typing import Any
 
 from bigtrain.config import Config, ModelConfig
-from bigtrain.errors import ConfigError
 
 HEAD_SIZE = 16
 VOCABULARY = 128
@@ -23,15 +22,7 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
         world_size: The largest number of processes that is to share it.
         steps: Of the whole run.
         precision: `fp32` or `bf16`.
-
-    Raises:
-        ConfigError: The architecture reads no plain stream of tokens.
     """
-    if config.model.architecture != "gpt":
-        raise ConfigError(
-            f"model.architecture={config.model.architecture} cannot be verified this way, which draws tokens for a "
-            "model that predicts the next one; its layouts are compared in tests/distributed"
-        )
     length = min(config.training.sequence_length, TOKENS * world_size)
     training = {
         "steps": steps,
@@ -54,9 +45,17 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
 
 
 def _data(config: Config) -> dict[str, Any]:
-    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are."""
-    packing = "contiguous" if config.data.packing == "padded" else config.data.packing
-    return {"train": "drawn", "sources": {}, "stages": [], "validation": None, "packing": packing}
+    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are. And a
+    second segment comes from the same sample, so that each is read once."""
+    data = config.data
+    return {
+        "train": "drawn",
+        "sources": {},
+        "stages": [],
+        "validation": None,
+        "packing": "contiguous" if data.packing == "padded" else data.packing,
+        "sentence_objective": "order" if data.sentence_objective == "next" else data.sentence_objective,
+    }
 
 
 def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
