@@ -21,7 +21,7 @@ from bigtrain.data.objectives import (
     split_prefix,
 )
 from bigtrain.data.samples import TokenSource
-from bigtrain.data.tokenizer import Tokenizer
+from bigtrain.data.tokenizer import Vocabulary
 from bigtrain.errors import DataError
 
 DENOISERS: dict[str, tuple[Denoiser, ...]] = {"span_corruption": (T5,), "ul2": UL2, "prefix_lm": ()}
@@ -86,7 +86,7 @@ class Pairs:
     have, has nothing to say: it is read and has no target.
     """
 
-    def __init__(self, samples: TokenSource, tokenizer: Tokenizer, config: Config) -> None:
+    def __init__(self, samples: TokenSource, tokenizer: Vocabulary, config: Config) -> None:
         """`samples` have rows of `pair_lengths(config).sample` tokens.
 
         Raises:

@@ -26,19 +26,27 @@ _SPACES = ("\u2581", "\u0120", "\u010a", " ")
 """How a piece spells the space before it: SentencePiece; byte-level BPE, and the line end; tiktoken."""
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
+class Vocabulary(Protocol):
+    """What there is to know of token ids."""
 
-    path: Path
-    """The file it was read from."""
-    fingerprint: str
-    """SHA-256 of the copy that `copy_tokenizer` makes, in hexadecimal: equal fingerprints, equal ids."""
     vocab_size: int
     """Every id is below it."""
     eos_id: int
     """The token that ends every document of a dataset."""
     special_tokens: dict[str, int]
     """The ids of tokens that stand for no text, by name: ends, masks, sentinels, markers of a chat."""
+
+    def word_starts(self) -> np.ndarray:
+        """Which tokens begin a word, as the vocabulary marks them: bool [vocab_size]. Special tokens do."""
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """Text to token ids and back."""
+
+    path: Path
+    """The file it was read from."""
+    fingerprint: str
+    """SHA-256 of the copy that `copy_tokenizer` makes, in hexadecimal: equal fingerprints, equal ids."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens."""
@@ -48,9 +56,6 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are spelled out by Hugging Face tokenizers and silent in SentencePiece."""
-
-    def word_starts(self) -> np.ndarray:
-        """Which tokens begin a word, as the vocabulary marks them: bool [vocab_size]. Special tokens do."""
 
 
 class SentencePieceTokenizer:

@@ -4,6 +4,7 @@ Nothing here needs torch: the launcher opens everything before it starts any pro
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bigtrain.data.pairs import Pairs, pair_lengths
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
-from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.tokenizer import Vocabulary, load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.training.resume import checkpoint_to_resume
 
@@ -65,8 +66,8 @@ def open_inputs(config: Config) -> Inputs:
         held_out = _open(config, "data.validation", config.data.validation)
         _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
         packing = {"best_fit": "documents"}.get(_packing(config), _packing(config))
-        validation = Samples(held_out, _sequence_length(config), shuffle=False, packing=packing)
-        reads_validation = _hidden(config, validation)
+        validation = Samples(held_out, sample_length(config), shuffle=False, packing=packing)
+        reads_validation = as_trained(config, validation, held_out.load_tokenizer)
     identity = _identity(config, train)
     checkpoint = checkpoint_to_resume(config, identity)
     return Inputs(train, _with_objective(config, train), validation, reads_validation, checkpoint, identity)
@@ -92,22 +93,27 @@ def open_train(config: Config) -> Samples | Mixture:
 def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource | MaskedSamples | Pairs:
     data = config.data
     if not data.fim_rate:
-        return _hidden(config, train)
+        return as_trained(config, train, first_source(train).dataset.load_tokenizer)
     tokenizer = first_source(train).dataset.load_tokenizer()
     seed = config.training.seed
     return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
 
 
-def _hidden(config: Config, samples: Samples | Mixture) -> TokenSource | MaskedSamples | Pairs:
-    """With tokens to be found hidden, for an architecture that learns from that."""
+def as_trained(
+    config: Config, samples: TokenSource, load_vocabulary: Callable[[], Vocabulary]
+) -> TokenSource | MaskedSamples | Pairs:
+    """Samples with something hidden in them, for an architecture that learns from that.
+
+    Raises:
+        DataError: The tokenizer lacks a token that is needed.
+    """
     if config.model.architecture == "gpt":
         return samples
-    tokenizer = first_source(samples).dataset.load_tokenizer()
     if config.model.architecture == "t5":
-        return Pairs(samples, tokenizer, config)
+        return Pairs(samples, load_vocabulary(), config)
     return MaskedSamples(
         samples,
-        tokenizer,
+        load_vocabulary(),
         seed=config.training.seed,
         sequence_length=config.training.sequence_length,
         probability=config.data.mlm_probability,
@@ -116,7 +122,7 @@ def _hidden(config: Config, samples: Samples | Mixture) -> TokenSource | MaskedS
     )
 
 
-def _sequence_length(config: Config) -> int:
+def sample_length(config: Config) -> int:
     """Tokens of a sample but one, as a dataset is cut."""
     if config.model.architecture == "bert":
         return content_length(config.training.sequence_length, config.data.sentence_objective) - 1
@@ -138,7 +144,7 @@ def _samples(config: Config, key: str, path: str) -> Samples:
     window = data.shuffle_window
     if window is None and dataset.is_remote:
         window = REMOTE_SHUFFLE_WINDOW
-    length, packing = _sequence_length(config), _packing(config)
+    length, packing = sample_length(config), _packing(config)
     return Samples(dataset, length, config.training.seed, data.shuffle, window=window, packing=packing)
 
 
