@@ -187,7 +187,7 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
-    if config.data.objective != "span_corruption":
+    if config.model.architecture == "t5":
         found["objective"] = config.data.objective
     if config.data.sentence_objective != "none":
         found["sentence_objective"] = config.data.sentence_objective
