@@ -200,7 +200,7 @@ class DataConfig(Section):
     or whether the two were swapped (`order`, arXiv:1909.11942)."""
     objective: Literal["span_corruption", "prefix_lm", "ul2"] = "span_corruption"
     """What a T5 learns from: spans that were cut out of the text (arXiv:1910.10683, section 3.1.4), the rest of a text
-    (3.2.3), or UL2's mixture (arXiv:2205.05131)."""
+    (3.3.1), or UL2's mixture (arXiv:2205.05131)."""
     target_length: PositiveInt | None = None
     """Tokens of a T5's decoder, of which the encoder has `training.sequence_length`; default: what the objective needs,
     up to the next multiple of 8."""

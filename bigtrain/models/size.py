@@ -8,6 +8,8 @@ from bigtrain.config.schema import Config, ModelConfig
 
 def parameter_count(model: ModelConfig) -> int:
     """Trainable parameters, exactly: what `sum(p.numel())` gives on one process, tied weights once."""
+    if model.architecture == "t5":
+        return _t5_parameters(model)
     hidden = model.hidden_size
     experts = (model.num_experts or 1) * _feed_forward(model) + _router(model)
     matrices = model.num_hidden_layers * (_attention(model) + experts) + model.vocab_size * hidden
@@ -15,14 +17,6 @@ def parameter_count(model: ModelConfig) -> int:
         matrices += model.vocab_size * hidden
     if model.position_embedding == "learned":
         matrices += model.max_position_embeddings * hidden
-    if model.architecture == "t5":
-        # A decoder's layer has a second attention and its norm, and each stack a final norm and a table of positions.
-        layers = model.num_hidden_layers + model.decoder_layers
-        blocks = layers * (_attention(model) + _feed_forward(model) + 2 * hidden)
-        crossing = model.decoder_layers * (_attention(model) + hidden)
-        tables = 2 * model.relative_attention_num_buckets * model.num_attention_heads
-        embeddings = (1 if model.tie_word_embeddings else 2) * model.vocab_size * hidden
-        return blocks + crossing + 2 * hidden + tables + embeddings
     norm = 2 * hidden if model.normalization == "layernorm" else hidden
     # The last norm is before the output layer, and BERT's is after the embedding.
     return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm + _bert_only(model, norm)
@@ -73,6 +67,17 @@ def _bert_only(model: ModelConfig, norm: int) -> int:
     dense = hidden * hidden + hidden
     pooler = dense + 2 * hidden + 2 if model.add_pooling_layer else 0
     return model.type_vocab_size * hidden + dense + norm + model.vocab_size + pooler
+
+
+def _t5_parameters(model: ModelConfig) -> int:
+    """A decoder's layer has a second attention and its norm, and each stack a final norm and a table of positions."""
+    hidden = model.hidden_size
+    layers = model.num_hidden_layers + model.decoder_layers
+    blocks = layers * (_attention(model) + _feed_forward(model) + 2 * hidden)
+    crossing = model.decoder_layers * (_attention(model) + hidden)
+    tables = 2 * model.relative_attention_num_buckets * model.num_attention_heads
+    embeddings = (1 if model.tie_word_embeddings else 2) * model.vocab_size * hidden
+    return blocks + crossing + 2 * hidden + tables + embeddings
 
 
 def t5_flops(model: ModelConfig, inputs: int, targets: int) -> tuple[float, float, float]:
