@@ -32,13 +32,18 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The shape of the model."""
 
+    architecture: Literal["gpt", "bert", "t5"] = "gpt"
+    """`gpt` predicts the next token; `bert` (arXiv:1810.04805) what was hidden, from both sides; `t5`
+    (arXiv:1910.10683) a text from another, by an encoder and a decoder."""
     vocab_size: PositiveInt
     """Rows of the embedding, at least the tokenizer's vocabulary. Never padded behind your back:
     choose a multiple of 128 for speed and of `parallel.tensor` for splitting."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_hidden_layers: PositiveInt
-    """Transformer blocks."""
+    """Transformer blocks; of a T5, those of the encoder."""
+    num_decoder_layers: PositiveInt | None = None
+    """Blocks of a T5's decoder; default: as many as the encoder has."""
     num_attention_heads: PositiveInt
     """Query heads."""
     num_key_value_heads: PositiveInt | None = None
@@ -48,9 +53,13 @@ class ModelConfig(Section):
     intermediate_size: PositiveInt | None = None
     """Inner width of the feed-forward block; default: `4 * hidden_size`."""
     max_position_embeddings: PositiveInt = 2048
-    """The longest sequence, in tokens."""
-    position_embedding: Literal["rope", "learned"] = "rope"
-    """Rotary (RoFormer, arXiv:2104.09864) or learned absolute positions (GPT-2)."""
+    """The longest sequence, in tokens; T5's relative positions have no such bound."""
+    position_embedding: Literal["rope", "learned", "relative"] = "rope"
+    """Rotary (RoFormer, arXiv:2104.09864), learned absolute positions (GPT-2), or T5's, learned for each distance."""
+    relative_attention_num_buckets: PositiveInt = 32
+    """Ranges of distances that T5's positions tell apart."""
+    relative_attention_max_distance: PositiveInt = 128
+    """The distance, in tokens, from which on they are all one."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -67,6 +76,10 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections alone (Qwen2)."""
     tie_word_embeddings: bool = False
     """The output layer uses the embedding's weights."""
+    type_vocab_size: PositiveInt = 2
+    """Segments that BERT's embedding tells apart."""
+    add_pooling_layer: bool = False
+    """BERT's layer over the first token that `data.sentence_objective` is learned from."""
     num_experts: PositiveInt | None = None
     """Feed-forward blocks of each layer, of which a router picks `num_experts_per_tok` for each token (mixture of
     experts, arXiv:2101.03961); default: one, without a router."""
@@ -86,13 +99,18 @@ class ModelConfig(Section):
     attention_dropout: Probability = 0.0
     """Dropout probability of the attention weights."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; the projections that write into the residual
-    stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2."""
+    """Standard deviation of the initial weights; GPT's projections that write into the residual
+    stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2. A T5's follow from its widths alone."""
 
     @property
     def kv_heads(self) -> int:
         """Key and value heads, the default applied."""
         return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of a T5's decoder, the default applied; 0 in the other architectures."""
+        return (self.num_decoder_layers or self.num_hidden_layers) if self.architecture == "t5" else 0
 
     @property
     def head_size(self) -> int:
@@ -172,6 +190,20 @@ class DataConfig(Section):
     """Share of the documents that are turned around to have their middle filled in (arXiv:2207.14255)."""
     fim_spm_rate: Fraction = 0.5
     """Of those the share in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that BERT is to predict: 80 % of them hidden, 10 % replaced, 10 % as they are, drawn anew in
+    every epoch (arXiv:1810.04805, section 3.1)."""
+    whole_word_masking: bool = False
+    """Choose all tokens of a word for that or none."""
+    sentence_objective: Literal["none", "next", "order"] = "none"
+    """BERT also learns whether a sample's second half follows on its first, instead of being another sample's (`next`),
+    or whether the two were swapped (`order`, arXiv:1909.11942)."""
+    objective: Literal["span_corruption", "prefix_lm", "ul2"] = "span_corruption"
+    """What a T5 learns from: spans that were cut out of the text (arXiv:1910.10683, section 3.1.4), the rest of a text
+    (3.3.1), or UL2's mixture (arXiv:2205.05131)."""
+    target_length: PositiveInt | None = None
+    """Tokens of a T5's decoder, of which the encoder has `training.sequence_length`; default: what the objective needs,
+    up to the next multiple of 8."""
     cache_dir: Text | None = None
     """Where shards that come from a URL are kept, shared by the processes of a node; default: `bigtrain` in the user's
     cache folder."""
@@ -189,8 +221,9 @@ class ParallelConfig(Section):
     virtual_pipeline: PositiveInt = 1
     """Chunks of layers per pipeline stage; above 1 the schedule is interleaved."""
     layers_per_stage: list[PositiveInt] | None = None
-    """Layers of each chunk in the order of the model: one number a stage, or with `virtual_pipeline` chunk 0 of every
-    stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer counted in the last."""
+    """Layers of each chunk in the order of the model, a T5's encoder before its decoder: one number a stage, or with
+    `virtual_pipeline` chunk 0 of every stage, then chunk 1 of every stage; default: balanced by FLOPs, the output layer
+    counted in the last."""
     sequence: bool = False
     """Split the norms and dropouts along the sequence over the tensor group (arXiv:2205.05198);
     says nothing where `tensor` is 1."""

@@ -9,7 +9,9 @@ from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
+from bigtrain.config.validate_architecture import architecture_problems
 from bigtrain.config.validate_data import data_problems
+from bigtrain.config.validate_t5 import t5_problems
 from bigtrain.errors import ConfigError
 
 _SHOWN = 64  # no larger group is suggested: a remedy is a short list
@@ -45,11 +47,13 @@ def validate(config: Config, world_size: int) -> None:
     heads = list(_heads(config))
     problems = [
         *data_problems(config),
+        *architecture_problems(config),
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),
         *_context(config),
         *_pipeline(config),
+        *t5_problems(config),
         *_experts(config),
         *_world(config, world_size),
         *_combinations(config),
@@ -100,7 +104,7 @@ def _tensor(config: Config) -> Iterator[str]:
 
 def _sequence(config: Config) -> Iterator[str]:
     m, p, length = config.model, config.parallel, config.training.sequence_length
-    if length > m.max_position_embeddings:
+    if m.position_embedding != "relative" and length > m.max_position_embeddings:
         yield (
             f"training.sequence_length ({length}) is above model.max_position_embeddings "
             f"({m.max_position_embeddings}); lower one or raise the other"
@@ -141,7 +145,9 @@ def _context(config: Config) -> Iterator[str]:
 
 
 def _pipeline(config: Config) -> Iterator[str]:
-    p, layers = config.parallel, config.model.num_hidden_layers
+    m, p = config.model, config.parallel
+    layers = m.num_hidden_layers + m.decoder_layers
+    named = "model.num_hidden_layers" + (" + model.num_decoder_layers" if m.decoder_layers else "")
     if p.virtual_pipeline > 1 and p.pipeline == 1:
         yield (
             f"parallel.virtual_pipeline ({p.virtual_pipeline}) cuts the stages of a pipeline into chunks, "
@@ -150,7 +156,7 @@ def _pipeline(config: Config) -> Iterator[str]:
     elif layers < (chunks := p.pipeline * p.virtual_pipeline):
         virtual = f" x parallel.virtual_pipeline ({p.virtual_pipeline})" if p.virtual_pipeline > 1 else ""
         yield (
-            f"model.num_hidden_layers ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
+            f"{named} ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
             f"{'chunk' if virtual else 'stage'} holds at least one layer; lower "
             f"{'one of the two' if virtual else 'parallel.pipeline'} or add layers"
         )
@@ -165,7 +171,7 @@ def _pipeline(config: Config) -> Iterator[str]:
         elif total != layers:
             yield (
                 f"parallel.layers_per_stage ({' + '.join(map(str, each))}) makes {total} layers, but "
-                f"model.num_hidden_layers is {layers}"
+                f"{named} is {layers}"
             )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -18,8 +18,10 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from bigtrain.config import Config, ModelConfig, exchanges_heads
-from bigtrain.models.attention import CoreAttention
+from bigtrain.data.loader import CausalBatch
+from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.experts import experts_config, experts_spec
+from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 from bigtrain.models.stages import layers_per_chunk
 
@@ -35,22 +37,27 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class GPT(GPTModel):
     """Megatron-core's GPT with a loss that does not pay for a split vocabulary where there is none."""
 
+    def losses(self, batch: CausalBatch) -> Tensor:
+        """Those of the batch's targets, float32 [b, s]; hidden states before the last stage."""
+        return self(
+            batch.input_ids,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            packed_seq_params=_documents(batch),
+        )
+
+    def predictions(self, batch: CausalBatch) -> Tensor:
+        """The logits of every next token, [b, s, vocab_size / tensor]; hidden states before the last stage."""
+        return self(batch.input_ids, batch.position_ids, None, packed_seq_params=_documents(batch))
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Cross entropy of each token, in float32.
+        """See :func:`bigtrain.models.losses.token_losses`."""
+        return token_losses(labels, logits, self.config.tensor_model_parallel_size)
 
-        Args:
-            labels: [b, s] int64
-            logits: [s, b, vocab_size / tensor]
 
-        Returns:
-            [b, s]
-        """
-        labels = labels.transpose(0, 1)
-        if self.config.tensor_model_parallel_size > 1:
-            losses = vocab_parallel_cross_entropy(logits.float(), labels.contiguous())
-        else:
-            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        return losses.transpose(0, 1)
+def _documents(batch: CausalBatch) -> PackedDocuments | None:
+    return None if batch.documents is None else PackedDocuments(batch.documents)
 
 
 def build_gpt(config: Config) -> list[GPT]:
@@ -116,7 +123,7 @@ def transformer_config(config: Config) -> TransformerConfig:
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.precision]
     return TransformerConfig(
-        num_layers=model.num_hidden_layers,
+        num_layers=model.num_hidden_layers + model.decoder_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.kv_heads,

@@ -3,11 +3,13 @@
 Of a mixture of experts, memory holds all experts and a token meets the router and `num_experts_per_tok` of them.
 """
 
-from bigtrain.config.schema import ModelConfig
+from bigtrain.config.schema import Config, ModelConfig
 
 
 def parameter_count(model: ModelConfig) -> int:
     """Trainable parameters, exactly: what `sum(p.numel())` gives on one process, tied weights once."""
+    if model.architecture == "t5":
+        return _t5_parameters(model)
     hidden = model.hidden_size
     experts = (model.num_experts or 1) * _feed_forward(model) + _router(model)
     matrices = model.num_hidden_layers * (_attention(model) + experts) + model.vocab_size * hidden
@@ -16,10 +18,16 @@ def parameter_count(model: ModelConfig) -> int:
     if model.position_embedding == "learned":
         matrices += model.max_position_embeddings * hidden
     norm = 2 * hidden if model.normalization == "layernorm" else hidden
-    return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm
+    # The last norm is before the output layer, and BERT's is after the embedding.
+    return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm + _bert_only(model, norm)
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+def predicted_share(config: Config) -> float:
+    """For which share of the tokens the output layer is computed."""
+    return config.data.mlm_probability if config.model.architecture == "bert" else 1.0
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int, predicted: float = 1.0) -> float:
     """Model FLOPs to train on one token, forward and backward.
 
     The convention of PaLM's appendix B (arXiv:2204.02311): 6 N + 12 L H Q T, a multiplication and an
@@ -32,8 +40,10 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     Args:
         model: The shape; L is its `num_hidden_layers`, H its `num_attention_heads`, Q its head size.
         sequence_length: Tokens per sequence.
+        predicted: See :func:`predicted_share`.
     """
-    return model.num_hidden_layers * layer_flops_per_token(model, sequence_length) + output_flops_per_token(model)
+    layers = model.num_hidden_layers * layer_flops_per_token(model, sequence_length)
+    return layers + output_flops_per_token(model, predicted)
 
 
 def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
@@ -43,9 +53,43 @@ def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     return 6.0 * (_attention(model) + met) + 12.0 * scores
 
 
-def output_flops_per_token(model: ModelConfig) -> float:
+def output_flops_per_token(model: ModelConfig, predicted: float = 1.0) -> float:
     """The output layer's part of :func:`flops_per_token`."""
-    return 6.0 * model.vocab_size * model.hidden_size
+    transform = model.hidden_size if model.architecture == "bert" else 0
+    return 6.0 * predicted * (model.vocab_size + transform) * model.hidden_size
+
+
+def _bert_only(model: ModelConfig, norm: int) -> int:
+    """Parameters of the segments' embedding, of what is before the output layer and its biases, and of the pooler."""
+    if model.architecture != "bert":
+        return 0
+    hidden = model.hidden_size
+    dense = hidden * hidden + hidden
+    pooler = dense + 2 * hidden + 2 if model.add_pooling_layer else 0
+    return model.type_vocab_size * hidden + dense + norm + model.vocab_size + pooler
+
+
+def _t5_parameters(model: ModelConfig) -> int:
+    """A decoder's layer has a second attention and its norm, and each stack a final norm and a table of positions."""
+    hidden = model.hidden_size
+    layers = model.num_hidden_layers + model.decoder_layers
+    blocks = layers * (_attention(model) + _feed_forward(model) + 2 * hidden)
+    crossing = model.decoder_layers * (_attention(model) + hidden)
+    tables = 2 * model.relative_attention_num_buckets * model.num_attention_heads
+    embeddings = (1 if model.tie_word_embeddings else 2) * model.vocab_size * hidden
+    return blocks + crossing + 2 * hidden + tables + embeddings
+
+
+def t5_flops(model: ModelConfig, inputs: int, targets: int) -> tuple[float, float, float]:
+    """FLOPs to train on a sample of so many tokens: those of a layer of the encoder, of one of the decoder, and of the
+    output layer; counted as :func:`flops_per_token` counts them."""
+    heads = model.num_attention_heads * model.head_size
+    weights = 6.0 * (_attention(model) + _feed_forward(model))
+    encoder = inputs * (weights + 12.0 * heads * inputs)
+    # Across, queries and the output are of the targets, keys and values of the inputs.
+    crossing = 3.0 * _attention(model) * (targets + inputs) + 12.0 * heads * inputs * targets
+    decoder = targets * (weights + 12.0 * heads * targets) + crossing
+    return encoder, decoder, targets * output_flops_per_token(model)
 
 
 def _attention(model: ModelConfig) -> int:

@@ -4,6 +4,7 @@ Nothing here needs torch: the launcher opens everything before it starts any pro
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from bigtrain.config import Config
 from bigtrain.data.cache import Cache, default_folder
 from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
+from bigtrain.data.masked import MaskedSamples, content_length
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.pairs import Pairs, pair_lengths
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
-from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.data.tokenizer import Vocabulary, load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.training.resume import checkpoint_to_resume
 
@@ -31,9 +34,10 @@ class Inputs:
 
     train: Samples | Mixture
     """The samples by position."""
-    reads: TokenSource
+    reads: TokenSource | MaskedSamples | Pairs
     """The same, as the run's objective makes them."""
     validation: Samples | None
+    reads_validation: TokenSource | MaskedSamples | Pairs | None
     checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
@@ -57,14 +61,16 @@ def open_inputs(config: Config) -> Inputs:
         UserError: Naming the key or file and what would be right.
     """
     train = open_train(config)
-    validation = None
+    validation = reads_validation = None
     if config.data.validation is not None:
         held_out = _open(config, "data.validation", config.data.validation)
         _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
-        packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
-        validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
+        packing = {"best_fit": "documents"}.get(_packing(config), _packing(config))
+        validation = Samples(held_out, sample_length(config), shuffle=False, packing=packing)
+        reads_validation = as_trained(config, validation, held_out.load_tokenizer)
     identity = _identity(config, train)
-    return Inputs(train, _with_objective(config, train), validation, checkpoint_to_resume(config, identity), identity)
+    checkpoint = checkpoint_to_resume(config, identity)
+    return Inputs(train, _with_objective(config, train), validation, reads_validation, checkpoint, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:
@@ -84,22 +90,62 @@ def open_train(config: Config) -> Samples | Mixture:
     return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
 
 
-def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource:
+def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource | MaskedSamples | Pairs:
     data = config.data
     if not data.fim_rate:
-        return train
+        return as_trained(config, train, first_source(train).dataset.load_tokenizer)
     tokenizer = first_source(train).dataset.load_tokenizer()
     seed = config.training.seed
     return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
 
 
+def as_trained(
+    config: Config, samples: TokenSource, load_vocabulary: Callable[[], Vocabulary]
+) -> TokenSource | MaskedSamples | Pairs:
+    """Samples with something hidden in them, for an architecture that learns from that.
+
+    Raises:
+        DataError: The tokenizer lacks a token that is needed.
+    """
+    if config.model.architecture == "gpt":
+        return samples
+    if config.model.architecture == "t5":
+        return Pairs(samples, load_vocabulary(), config)
+    return MaskedSamples(
+        samples,
+        load_vocabulary(),
+        seed=config.training.seed,
+        sequence_length=config.training.sequence_length,
+        probability=config.data.mlm_probability,
+        whole_words=config.data.whole_word_masking,
+        sentence_objective=config.data.sentence_objective,
+    )
+
+
+def sample_length(config: Config) -> int:
+    """Tokens of a sample but one, as a dataset is cut."""
+    if config.model.architecture == "bert":
+        return content_length(config.training.sequence_length, config.data.sentence_objective) - 1
+    if config.model.architecture == "t5":
+        return pair_lengths(config).sample - 1
+    return config.training.sequence_length
+
+
+def _packing(config: Config) -> str:
+    """How a dataset is cut: a sample that holds its targets shares no token with the next one."""
+    if config.model.architecture != "gpt" and config.data.packing == "contiguous":
+        return "blocks"
+    return config.data.packing
+
+
 def _samples(config: Config, key: str, path: str) -> Samples:
-    data, training = config.data, config.training
+    data = config.data
     dataset = _open(config, key, path)
     window = data.shuffle_window
     if window is None and dataset.is_remote:
         window = REMOTE_SHUFFLE_WINDOW
-    return Samples(dataset, training.sequence_length, training.seed, data.shuffle, window=window, packing=data.packing)
+    length, packing = sample_length(config), _packing(config)
+    return Samples(dataset, length, config.training.seed, data.shuffle, window=window, packing=packing)
 
 
 def _cache(config: Config) -> Cache:
@@ -141,6 +187,10 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
+    if config.model.architecture == "t5":
+        found["objective"] = config.data.objective
+    if config.data.sentence_objective != "none":
+        found["sentence_objective"] = config.data.sentence_objective
     if isinstance(train, Samples):
         window = {"shuffle_window": train.window} if config.data.shuffle and train.window is not None else {}
         return {"train": _fingerprint(train.dataset), **found, **window}

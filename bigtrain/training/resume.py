@@ -16,6 +16,8 @@ _DATA_KEYS = {
     "shuffle": "data.shuffle",
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
+    "objective": "data.objective",
+    "sentence_objective": "data.sentence_objective",
 }
 
 

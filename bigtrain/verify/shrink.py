@@ -45,9 +45,18 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
 
 
 def _data(config: Config) -> dict[str, Any]:
-    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are."""
-    packing = "contiguous" if config.data.packing == "padded" else config.data.packing
-    return {"train": "drawn", "sources": {}, "stages": [], "validation": None, "packing": packing}
+    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are. And a
+    second segment comes from the same sample, so that each is read once."""
+    data = config.data
+    return {
+        "train": "drawn",
+        "sources": {},
+        "stages": [],
+        "validation": None,
+        "packing": "contiguous" if data.packing == "padded" else data.packing,
+        "target_length": None,
+        "sentence_objective": "order" if data.sentence_objective == "next" else data.sentence_objective,
+    }
 
 
 def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
@@ -58,6 +67,7 @@ def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
         "vocab_size": min(model.vocab_size, VOCABULARY * world_size),
         "hidden_size": heads * HEAD_SIZE,
         "num_hidden_layers": min(model.num_hidden_layers, max(4, world_size)),
+        "num_decoder_layers": min(model.decoder_layers, max(3, world_size)) or None,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": HEAD_SIZE + 8 if odd_head else None,

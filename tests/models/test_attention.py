@@ -74,6 +74,30 @@ def test_documents_of_a_sample_are_as_if_alone(lengths: list[list[int]], tiny: C
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("mask_type", "keys"), [(AttnMaskType.causal, 6), (AttnMaskType.padding, 6), (AttnMaskType.padding, 9)]
+)
+def test_a_bias_is_added_to_the_scores(mask_type: AttnMaskType, keys: int, tiny: Callable[..., Config]) -> None:
+    """Forward and backward, with padding or a causal mask, and on as many keys as queries or on others."""
+    is_causal = mask_type is AttnMaskType.causal
+    query, _, _ = inputs(6, 4, 4)
+    _, key, value = inputs(keys, 4, 4)
+    bias, copy = (torch.randn(1, 4, 6, keys, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    seen = torch.arange(keys) < torch.tensor([[keys], [keys - 2]])
+    attend = CoreAttention(transformer_config(tiny()), 1, mask_type, "self", softmax_scale=1.0)
+    mask = None if is_causal else seen[:, None, None]
+    found = attend(query, key, value, attention_mask=mask, attention_bias=lambda: bias)
+    scores = torch.einsum("sbhd,tbhd->bhst", query, key) + copy
+    hidden = torch.ones(6, keys, dtype=torch.bool).triu(1) if is_causal else ~seen[:, None, None]
+    weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+    expected = torch.einsum("bhst,tbhd->sbhd", weights, value).flatten(2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(found)
+    (found * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(bias.grad, copy.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_the_future_is_not_seen(tiny: Callable[..., Config]) -> None:
     query, key, value = inputs(6, 4, 2)
     before = core(tiny())(query, key, value)
