@@ -36,7 +36,9 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(help="File with a prompt in each line, or JSON lines with a field `prompt`.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.")] = 128,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest continuation; default: 128, or what the model's positions leave.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability.")] = 1.0,

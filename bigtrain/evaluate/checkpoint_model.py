@@ -13,7 +13,7 @@ from torch import Tensor
 from bigtrain.config import ParallelConfig
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
-from bigtrain.errors import UserError
+from bigtrain.errors import ConfigError, UserError
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
 
@@ -27,6 +27,11 @@ class CheckpointModel:
         self._checkpoint = find_checkpoint(path)
         self._parallel, self._precision = parallel, precision
         model = model_config(self._checkpoint)
+        if model.num_experts is not None and parallel.tensor > 1:
+            raise ConfigError(
+                f"a mixture of experts is shared out by layers alone here, and {parallel.tensor} processes would share "
+                "each layer: give --pipeline the number of processes (--nproc)"
+            )
         self._tokenizer = find_tokenizer(run_folder(self._checkpoint, path), tokenizer, model)
         self._unspoken = set(self._tokenizer.special_tokens.values())
         self.positions = model.max_position_embeddings

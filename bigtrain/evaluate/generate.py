@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from bigtrain.evaluate.sampling import Sampling
 
+_LONGEST = 128
+_OF_A_RUN = ("checkpoints", "config.yaml", "complete.json")
+
 Told = Callable[[int, str], None]
 """Is told of every piece of text as it is made: the place of its prompt, and the piece; an empty one is the end."""
 
@@ -63,7 +66,7 @@ class Continuation:
     ids: tuple[int, ...]
     """Its tokens, without the one that ended it."""
     ended: bool
-    """Whether the model ended the text, and not `max_new_tokens`."""
+    """Whether the model ended the text, and not the limit of its length."""
 
 
 def generate(
@@ -71,18 +74,18 @@ def generate(
     prompts: Sequence[str],
     sampling: "Sampling",
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
     chat: bool = False,
     told: Told = lambda place, piece: None,
 ) -> list[Continuation]:
-    """Continue each prompt until the model ends it or `max_new_tokens` are made; all processes of a layout call it.
+    """Continue each prompt until the model ends it or it is long enough; all processes of a layout call it.
 
     Args:
         model: As `open_model` gives it.
         prompts: Texts to continue, not empty.
         sampling: How tokens are drawn.
-        max_new_tokens: The longest continuation, in tokens.
+        max_new_tokens: The longest continuation, in tokens; default: 128, or what the model's positions leave.
         batch_size: Prompts that are read and continued together, in their order.
         chat: Each prompt is a user's message, to be answered.
         told: Is told of the text while it is made.
@@ -94,14 +97,14 @@ def generate(
     """
     sampling.check()
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     encoded = _encode(model, prompts, max_new_tokens, chat)
     made: list[Continuation] = []
     with model.loaded() as loaded:
         for first in range(0, len(prompts), batch_size):
-            rows = _Rows(model, encoded[first : first + batch_size], first, told)
-            _continue(loaded, rows, sampling, max_new_tokens)
+            rows = _Rows(model, encoded[first : first + batch_size], max_new_tokens, first, told)
+            _continue(loaded, rows, sampling)
             made += rows.continuations(prompts[first : first + batch_size])
     return made
 
@@ -132,10 +135,10 @@ def open_model(
         from bigtrain.evaluate.folder_model import FolderModel
 
         return FolderModel(path, dtype or "auto")
-    if is_local(path) and not any((path / name).exists() for name in _OF_A_RUN) and not any(path.glob("*step-*")):
+    if is_local(path) and not _may_hold_checkpoints(path):
         raise CheckpointError(
-            f"{path} is neither a run of bigtrain or a checkpoint (it has no {', no '.join(_OF_A_RUN)}) nor a Hugging "
-            "Face folder (it has no config.json)"
+            f"{path} is neither a run of bigtrain or one of its checkpoints (it has no {', no '.join(_OF_A_RUN)}) "
+            "nor a Hugging Face folder (it has no config.json)"
         )
     from bigtrain.evaluate.checkpoint_model import CheckpointModel
 
@@ -143,7 +146,10 @@ def open_model(
     return CheckpointModel(path, tokenizer, parallel or ParallelConfig(), precision)
 
 
-_OF_A_RUN = ("checkpoints", "config.yaml", "complete.json")
+def _may_hold_checkpoints(path: Path) -> bool:
+    return (
+        path.name.startswith("step-") or any(path.glob("*step-*")) or any((path / name).exists() for name in _OF_A_RUN)
+    )
 
 
 def _check_folder(folder: Path, parallel: ParallelConfig) -> None:
@@ -158,7 +164,7 @@ def _check_folder(folder: Path, parallel: ParallelConfig) -> None:
         raise CheckpointError(f"{folder} holds no weights (*.safetensors)")
 
 
-def _encode(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, chat: bool) -> list[list[int]]:
+def _encode(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int | None, chat: bool) -> list[list[int]]:
     found = []
     for number, prompt in enumerate(prompts, 1):
         name = f"the prompt {prompt[:40]!r}"
@@ -170,7 +176,7 @@ def _encode(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, c
                 f"{name} has {len(ids)} tokens, and the model {model.positions} positions "
                 "(max_position_embeddings): there is no room to continue it"
             )
-        if len(ids) + max_new_tokens > model.positions:
+        if max_new_tokens is not None and len(ids) + max_new_tokens > model.positions:
             raise UserError(
                 f"{name} has {len(ids)} tokens; with {max_new_tokens} new ones (max_new_tokens) that is more than the "
                 f"model's {model.positions} positions (max_position_embeddings); "
@@ -183,10 +189,13 @@ def _encode(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, c
 class _Rows:
     """The prompts of a batch and what has been made of them."""
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[list[int]], first: int, told: Told) -> None:
+    def __init__(
+        self, model: LanguageModel, prompts: Sequence[list[int]], longest: int | None, first: int, told: Told
+    ) -> None:
         from bigtrain.evaluate.text import TextOfTokens
 
         self.prompts = prompts
+        self.limits = [longest or min(_LONGEST, model.positions - len(ids)) for ids in prompts]
         self.first = first
         self._ends, self._told = model.ends, told
         self._ids: list[list[int]] = [[] for _ in prompts]
@@ -200,26 +209,19 @@ class _Rows:
         for row in sorted(self._running):
             if tokens[row] in self._ends:
                 self._ended[row] = True
-                self._finish(row)
             else:
                 self._ids[row].append(tokens[row])
                 self._tell(row, self._texts[row].add(tokens[row]))
+            if self._ended[row] or len(self._ids[row]) == self.limits[row]:
+                self._running.discard(row)
+                self._tell(row, self._texts[row].rest())
+                self._told(self.first + row, "")
         return bool(self._running)
-
-    def finish(self) -> None:
-        """No more tokens are to be made."""
-        for row in sorted(self._running):
-            self._finish(row)
 
     def continuations(self, prompts: Sequence[str]) -> Iterator[Continuation]:
         """What was made, in order."""
         for row, prompt in enumerate(prompts):
             yield Continuation(prompt, "".join(self._pieces[row]), tuple(self._ids[row]), self._ended[row])
-
-    def _finish(self, row: int) -> None:
-        self._running.discard(row)
-        self._tell(row, self._texts[row].rest())
-        self._told(self.first + row, "")
 
     def _tell(self, row: int, piece: str) -> None:
         if piece:
@@ -227,7 +229,7 @@ class _Rows:
             self._told(self.first + row, piece)
 
 
-def _continue(loaded: LoadedModel, rows: _Rows, sampling: "Sampling", max_new_tokens: int) -> None:
+def _continue(loaded: LoadedModel, rows: _Rows, sampling: "Sampling") -> None:
     import torch
 
     from bigtrain.evaluate.sampling import Sampler
@@ -237,11 +239,10 @@ def _continue(loaded: LoadedModel, rows: _Rows, sampling: "Sampling", max_new_to
     ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows.prompts])
     sampler = Sampler(sampling, range(rows.first, rows.first + len(rows.prompts)))
     with torch.inference_mode():
-        read = loaded.start(padding, longest + max_new_tokens - 1)
-        for _ in range(max_new_tokens):
+        read = loaded.start(padding, longest + max(rows.limits) - 1)
+        goes_on = True
+        while goes_on:
             logits = read(ids)
             tokens = loaded.agree(None if logits is None else sampler(logits), len(rows.prompts))
-            if not rows.add(tokens.tolist()):
-                break
+            goes_on = rows.add(tokens.tolist())
             ids = tokens[:, None]
-    rows.finish()
