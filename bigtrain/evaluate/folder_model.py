@@ -48,7 +48,7 @@ class FolderModel:
         """The weights."""
         try:
             model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{self._folder}: transformers cannot load it as a language model ({error})"
             ) from None
