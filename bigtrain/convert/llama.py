@@ -33,6 +33,17 @@ SHAPE = {
     "linear_bias": False,
     "qkv_bias": False,
     "num_experts": None,
+    "partial_rotary_factor": 1.0,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "qk_norm": "none",
+    "query_pre_attn_scalar": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "norm_placement": "before",
+    "zero_centered_norm": False,
+    "parallel_residual": False,
+    "scale_embeddings": False,
 }
 """Keys of the `model` section that make a model a Llama."""
 
