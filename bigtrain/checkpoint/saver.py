@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.planner import SavePlan
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import FORMAT_VERSION, TrainingState
 from bigtrain.checkpoint.files import file_name, write_boxes, write_metadata
-from bigtrain.checkpoint.holdings import Holding, adam_step, holdings
+from bigtrain.checkpoint.holdings import adam_step, holdings
 from bigtrain.checkpoint.places import is_local
-from bigtrain.checkpoint.planners import SavePlanner, state_dict
+from bigtrain.checkpoint.planners import Holding, SavePlanner, state_dict
 from bigtrain.checkpoint.staging import Staging
 from bigtrain.errors import StorageError
 from bigtrain.parallel import topology

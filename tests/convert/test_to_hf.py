@@ -12,7 +12,7 @@ from random_models import SHAPES, megatron_weights, model_section, random_llama,
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bigtrain.convert import export, llama
+from bigtrain.convert import export
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import CheckpointError, ConversionError, DataError, UserError
 
@@ -209,7 +209,7 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor(
 def test_a_map_that_fills_a_tensor_twice(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twice = {**llama.WEIGHTS, "output_layer.weight": {"model.embed_tokens.weight": None}}
+    twice = {**LLAMA, "output_layer.weight": {"model.embed_tokens.weight": None}}
     monkeypatch.setattr(llama, "WEIGHTS", twice)
     refused(ConversionError, "embed_tokens.weight: filled from both", make_run(random_llama()), tmp_path / "out")
 
