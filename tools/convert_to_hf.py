@@ -15,7 +15,9 @@ def main() -> int:
         "checkpoint", type=place, help="a run's folder (its newest checkpoint), or one step's; or a URL"
     )
     parser.add_argument("output", type=Path, help="the folder to make")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
+    )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,

@@ -19,6 +19,7 @@ from bigtrain.checkpoint.rectangles import rectangles
 from bigtrain.models.sharding import ShardedParameter
 from bigtrain.parallel.engine import Engine
 
+
 def holdings(engine: Engine, *, to_save: bool) -> list[Holding]:
     """The boxes this process loads, or its share of what is saved: there each box is written once."""
     _create_moments(engine)

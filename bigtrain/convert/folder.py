@@ -90,7 +90,9 @@ class Folder:
         (output,) = family.weights["output_layer.weight"]
         (embedding,) = family.weights["embedding.word_embeddings.weight"]
         if output in self.shapes and embedding in self.shapes:
-            if self.shapes[output] != self.shapes[embedding] or not torch.equal(self.read(output), self.read(embedding)):
+            if self.shapes[output] != self.shapes[embedding] or not torch.equal(
+                self.read(output), self.read(embedding)
+            ):
                 raise ConversionError(
                     f"{self.path}: tie_word_embeddings is true, but {output} is not equal to {embedding}; "
                     "set it to false in config.json, or leave the tensor out"

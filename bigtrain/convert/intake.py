@@ -92,7 +92,10 @@ def write_checkpoint(
     write_metadata(aside, metadata, plans, written)
     marker = {
         "format_version": catalog.FORMAT_VERSION,
-        **{"step": 0, "position": 0, "tokens": 0, "adam_step": 0},
+        "step": 0,
+        "position": 0,
+        "tokens": 0,
+        "adam_step": 0,
         "model": model.model_dump(mode="json"),
         "layout": {},
         "data": {},

@@ -38,7 +38,9 @@ class Exported:
 
     def describe(self) -> str:
         """What was done, in a line or two."""
-        rows = f", {self.padded_rows_removed} padded rows of the vocabulary left out" if self.padded_rows_removed else ""
+        rows = (
+            f", {self.padded_rows_removed} padded rows of the vocabulary left out" if self.padded_rows_removed else ""
+        )
         line = (
             f"{self.path}: {self.family}, {self.parameters:,} parameters of step {self.step} ({self.checkpoint}), "
             f"{self.bytes / 1e6:,.1f} MB in {self.files} file{'s' if self.files > 1 else ''}{rows}"

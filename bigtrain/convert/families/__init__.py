@@ -49,8 +49,7 @@ def family_of(model: ModelConfig, asked: str | None = None, origin: str | None =
             return family
     nearest, wrong = min(misfits, key=lambda pair: len(pair[1]))
     raise ConversionError(
-        f"this model fits no family that can be exported ({_list()}); the nearest is {nearest.name}: "
-        f"{'; '.join(wrong)}"
+        f"this model fits no family that can be exported ({_list()}); the nearest is {nearest.name}: {'; '.join(wrong)}"
     )
 
 
