@@ -36,8 +36,16 @@ def convert_to_hf(
     from bigtrain.checkpoint.places import place
     from bigtrain.convert.to_hf import convert_to_hf as convert
 
-    options = {"tokenizer": tokenizer, "text": text, "family": family, "vocab_size": vocab_size}
-    made = convert(place(checkpoint), output, dtype=dtype.value, verify=verify, **options)
+    made = convert(
+        place(checkpoint),
+        output,
+        dtype=dtype.value,
+        verify=verify,
+        tokenizer=tokenizer,
+        text=text,
+        family=family,
+        vocab_size=vocab_size,
+    )
     out.print(made.describe(), markup=False)
 
 

@@ -1,7 +1,7 @@
-"""Safetensors files written tensor by tensor, in any order, by several threads; and read without keeping pages.
+"""Safetensors files written tensor by tensor, in any order, by several threads.
 
-The format (https://github.com/huggingface/safetensors): the header's length in 8 bytes, the header in JSON, the bytes of
-the tensors at the offsets that it tells. The library writes whole files only, out of tensors that are all in memory.
+The format (https://github.com/huggingface/safetensors): the header's length in 8 bytes, the header in JSON, the bytes
+of the tensors at the offsets that it tells. The library writes whole files only, of tensors that are all in memory.
 """
 
 import json
@@ -56,7 +56,7 @@ class TensorFile:
         """
         assert tuple(values.shape) == self._shapes[name]
         flat = values.to(self._dtype).contiguous().reshape(-1)
-        content = memoryview(flat.view(torch.uint8).numpy())
+        content = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         offset = self._begin + self._offsets[name]
         while content:
             count = os.pwrite(self._file, content[: 1 << 30], offset)

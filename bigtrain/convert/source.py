@@ -1,4 +1,4 @@
-"""What a conversion of a checkpoint starts from: the run, the model's shape, the tokenizer. Nothing here needs torch."""
+"""What a checkpoint's conversion starts from: the run, the model's shape, the tokenizer. Nothing here needs torch."""
 
 import hashlib
 from pathlib import Path

@@ -1,11 +1,11 @@
 """The proof of a conversion: both models read the same real text and must say the same."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import psutil
 import torch
 import transformers
 from torch import Tensor
@@ -45,12 +45,22 @@ def check_memory(model: ModelConfig) -> None:
     if torch.cuda.is_available():
         free, where = torch.cuda.mem_get_info()[0], "on the GPU"
     else:
-        free, where = psutil.virtual_memory().available, "here"
+        free, where = _available(), "here"
     if needed > free:
         raise ConversionError(
-            f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are "
-            f"free {where}: convert where there is as much, or with --no-verify, which the model card will say"
+            f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
+            f"are free {where}: convert where there is as much, or with --no-verify, which the model card will say"
         )
+
+
+def _available() -> float:
+    """Bytes that programs can get without swapping, as Linux tells; elsewhere no bound is known."""
+    fields = Path("/proc/meminfo")
+    if not fields.is_file():
+        return math.inf
+    lines = fields.read_text(encoding="ascii").splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kibibytes) * 1024
 
 
 def verify_export(

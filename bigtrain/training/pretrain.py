@@ -178,8 +178,10 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        begun = {"initialized_from": str(run.inputs.initial.path)} if run.inputs.initial else {}
-        run.event("start", layout=layout, tokens_left_out=_tokens_left_out(run), **begun, **job, **stages)
+        details: dict[str, Any] = {"tokens_left_out": _tokens_left_out(run), **job, **stages}
+        if run.inputs.initial:
+            details["initialized_from"] = str(run.inputs.initial.path)
+        run.event("start", layout=layout, **details)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
