@@ -31,9 +31,9 @@ def is_hugging_faces_own(tokenizer: Tokenizer) -> bool:
 def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
     """Write the files from which `AutoTokenizer` makes a tokenizer that gives the same ids.
 
-    One that came from `transformers` goes there as it was, with its chat template. Any other, like ours, adds nothing to
-    a text and takes nothing in it for a special token, and its token for a beginning is the one that ends documents:
-    that is what stood before every document in training.
+    One that came from `transformers` goes there as it was, with its chat template. Any other, like ours, adds nothing
+    to a text and takes nothing in it for a special token, and its token for a beginning is the one that ends
+    documents: that is what stood before every document in training.
 
     Raises:
         OSError: They cannot be written.

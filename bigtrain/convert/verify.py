@@ -42,14 +42,12 @@ def check_memory(model: ModelConfig) -> None:
     ConversionError: A model that is to be compared in float32 does not fit into memory.
     """
     needed = 4 * parameter_count(model) + _WHAT_ELSE
-    if torch.cuda.is_available():
-        free, where = torch.cuda.mem_get_info()[0], "on the GPU"
-    else:
-        free, where = _available(), "here"
+    on_gpu = torch.cuda.is_available()
+    free: float = torch.cuda.mem_get_info()[0] if on_gpu else _available()
     if needed > free:
         raise ConversionError(
             f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
-            f"are free {where}: convert where there is as much, or with --no-verify, which the model card will say"
+            f"are free {'on the GPU' if on_gpu else 'here'}: convert where there is as much, or with --no-verify, which the model card will say"
         )
 
 
