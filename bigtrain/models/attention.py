@@ -1,7 +1,10 @@
 """Attention's core through PyTorch's scaled dot product, over a whole sequence or one that processes share."""
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,7 +40,10 @@ class PackedDocuments:
 
 
 class CoreAttention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v over the heads of this process; fills the `core_attention` slot."""
+    """softmax(q k^T / sqrt(d)) v over the heads of this process; fills the `core_attention` slot.
+
+    A soft-cap bends the scores before the softmax, cap · tanh(score / cap), which no kernel of PyTorch's does.
+    """
 
     def __init__(
         self,
@@ -49,21 +55,27 @@ class CoreAttention(nn.Module):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
         **_: Any,
     ) -> None:
-        """`cp_comm_type` and `pg_collection.cp`, Megatron-core's words, are used where context parallel is:
+        """`windows` has for each layer of the model how many tokens a token sees at most, itself among them; none are
+        given where all see all before them.
+
+        `cp_comm_type` and `pg_collection.cp`, Megatron-core's words, are used where context parallel is:
         "a2a" exchanges heads, "p2p" sends keys and values around."""
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
+        self.window = windows[layer_number - 1] if windows else None
+        self.softcap = softcap
         # Without sequence parallelism Megatron's block runs on random numbers that the tensor group
         # shares, but each process has its own heads and needs its own mask.
         self.fork_random = self.dropout > 0 and not config.sequence_parallel
         self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.exchanges_heads = cp_comm_type == "a2a"
-        assert self.exchanges_heads or self.context_group is None or self.dropout == 0, (
-            "the configuration was validated"
-        )
+        plain = self.dropout == 0 and self.window is None and self.softcap is None
+        assert self.exchanges_heads or self.context_group is None or plain, "the configuration was validated"
 
     def forward(
         self,
@@ -112,12 +124,60 @@ class CoreAttention(nn.Module):
         return torch.cat([self._attend(*part) for part in parts], dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention within the window. q: [b, heads, s, head_dim]; k, v: [b, key/value heads, s, head_dim]."""
+        window = self.window
+        if window is None or q.shape[2] <= window:
+            return self._see(q, k, v, None)
+        # Block by block of queries: nothing further back is seen than the block of keys before.
+        out, before = [], None
+        for query, key, value in zip(*(x.split(window, dim=2) for x in (q, k, v)), strict=True):
+            if before is None:
+                out.append(self._see(query, key, value, None))
+            else:
+                keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+                mask = _band(window, q.device)[: query.shape[2], : window + query.shape[2]]
+                out.append(self._see(query, keys, values, mask))
+            before = key, value
+        return torch.cat(out, dim=2)
+
+    def _see(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention where `mask` [queries, keys] is true; without one it is causal."""
+        dropout = self.dropout if self.training else 0.0
+        if self.softcap is not None:
+            scale = self.softmax_scale or 1 / math.sqrt(q.shape[-1])
+            return _capped_attention(q, k, v, mask, scale, self.softcap, dropout)
+        grouped = q.shape[1] != k.shape[1]
+        if (
+            grouped and mask is not None and q.is_cuda
+        ):  # no kernel takes both, and without one scores are held in memory
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            grouped = False
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
             scale=self.softmax_scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=grouped,
         )
+
+
+@lru_cache(maxsize=4)
+def _band(window: int, device: torch.device) -> Tensor:
+    """[window, 2 window] bool: which keys of a block and the one before it the queries of the block see."""
+    query, key = torch.arange(window, device=device).unsqueeze(1) + window, torch.arange(2 * window, device=device)
+    return (key <= query) & (key > query - window)
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float, dropout: float
+) -> Tensor:
+    """Attention with scores below `cap`, which are held in memory; the softmax is taken in float32."""
+    grouped, k, v = q.unflatten(1, (k.shape[1], -1)), k.unsqueeze(2), v.unsqueeze(2)
+    scores = cap * torch.tanh((grouped @ k.transpose(-1, -2)) * (scale / cap))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return (F.dropout(weights, dropout) @ v).flatten(1, 2)
