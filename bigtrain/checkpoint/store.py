@@ -1,6 +1,6 @@
 """Save and load: every process writes what it holds, and reads what it will hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
 from bigtrain.checkpoint.files import reader
 from bigtrain.checkpoint.holdings import finish_load, holdings
-from bigtrain.checkpoint.planners import LoadPlanner, state_dict
+from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
 from bigtrain.parallel.engine import Engine
@@ -42,10 +42,24 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     Raises:
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
+    _fill(checkpoint, holdings(engine, to_save=False))
+    finish_load(engine, checkpoint.adam_step)
+
+
+def load_weights(checkpoint: Checkpoint, engine: Engine) -> None:
+    """The weights alone; the optimizer stays as at the beginning of a run. All ranks call it.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
     held = holdings(engine, to_save=False)
+    _fill(checkpoint, [holding for holding in held if holding.name.startswith(PREFIXES["weight"])])
+    finish_load(engine, step=0)
+
+
+def _fill(checkpoint: Checkpoint, held: Sequence[Holding]) -> None:
     try:
         dcp.load(state_dict(held), storage_reader=reader(checkpoint), planner=LoadPlanner(held))
     except dcp.api.CheckpointException as error:
         causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
         raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error
-    finish_load(engine, checkpoint.adam_step)

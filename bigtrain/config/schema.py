@@ -365,6 +365,10 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of so many steps are kept for ever, besides `keep_last`; 0: none."""
     resume: bool = True
     """Continue from the newest complete checkpoint in `dir`, if there is one."""
+    initialize_from: Text | None = None
+    """What a run that continues none begins with: the weights of the newest checkpoint in this folder or URL (a model
+    that `bigtrain convert from-hf` made, another run's folder, or one step's), saved in any layout; the optimizer and
+    the data begin anew. Default: random weights."""
 
 
 class LoggingConfig(Section):

@@ -1,4 +1,4 @@
-"""BigTrain's own model out of a checkpoint, on this process or on several."""
+"""BigTrain's own model: out of a checkpoint, on one process or several, or as names and shapes without memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,39 +6,69 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.holdings import Holding
-from bigtrain.config import Config, ParallelConfig, parse_config, validate
+from bigtrain.checkpoint.planners import Holding
+from bigtrain.config import Config, ModelConfig, ParallelConfig, parse_config, validate
 from bigtrain.convert.source import model_config
-from bigtrain.convert.weights import WEIGHTS, read_into
+from bigtrain.convert.weights import WEIGHTS, Weights
 from bigtrain.errors import UserError
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology
 
+Precision = Literal["fp32", "bf16"]
 ALONE = ParallelConfig()
 
 
 @contextmanager
-def own_model(
-    checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Literal["fp32", "bf16"] = "fp32"
-) -> Iterator[GPT]:
+def own_model(checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Precision = "fp32") -> Iterator[GPT]:
     """This process's part of the model, ready to be called; the world ends with the block.
 
     Alone `model(input_ids, None, None)` maps [b, s] token ids to [b, s, vocab_size] logits.
 
     Args:
         checkpoint: Where the weights lie.
-        parallel: How tensor and pipeline parallel split the model; more than one process must have been started
-            for it by a launcher.
+        parallel: How tensor and pipeline parallel split the model; a launcher must have started as many processes.
         precision: Type of the weights and of what is computed with them.
 
     Raises:
         ConfigError: The model cannot be split so.
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
-    config = _config(checkpoint, parallel, precision)
+    with _world(model_config(checkpoint), parallel, precision) as config:
+        (model,) = build_gpt(config)
+        with topology.together():
+            Weights(checkpoint).fill(_boxes(model))
+        yield model.eval()
+
+
+def own_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and global shape of every weight that a checkpoint of this model holds."""
+    with _world(model) as config, torch.device("meta"):
+        (built,) = build_gpt(config)
+        found = {}
+        for entry in built.sharded_state_dict().values():
+            if isinstance(entry, ShardedTensor):
+                found[entry.key] = tuple(entry.global_shape)
+            elif isinstance(entry, ShardedTensorFactory):
+                found |= {part.key: tuple(part.global_shape) for part in entry.build()}
+    return found
+
+
+@contextmanager
+def _world(model: ModelConfig, parallel: ParallelConfig = ALONE, precision: Precision = "fp32") -> Iterator[Config]:
+    """The processes with the model's configuration in them; data and training are not used."""
+    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1, "precision": precision}
+    config = parse_config(
+        {
+            "model": model.model_dump(mode="json"),
+            "data": {"train": "-"},
+            "parallel": parallel.model_dump(mode="json"),
+            "training": {**training, "sequence_length": model.max_position_embeddings},
+        }
+    )
     alone = parallel.model_parallel_size == 1
     if alone:
         # Not through the environment: what a launcher's RANK and WORLD_SIZE say is not about this model.
@@ -47,29 +77,12 @@ def own_model(
         validate(config, parallel.model_parallel_size)
     try:
         topology.start_processes(config)
-        (model,) = build_gpt(config)
-        with topology.together():
-            read_into(checkpoint, _boxes(model))
-        yield model.eval()
+        yield config
     except BaseException as error:
         if alone or isinstance(error, UserError):  # which every rank raises: nobody is waiting
             topology.stop_processes()
         raise
     topology.stop_processes()
-
-
-def _config(checkpoint: Checkpoint, parallel: ParallelConfig, precision: str) -> Config:
-    """The checkpoint's model, split; data and training are not used."""
-    model = model_config(checkpoint)
-    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1, "precision": precision}
-    return parse_config(
-        {
-            "model": model.model_dump(mode="json"),
-            "data": {"train": "-"},
-            "parallel": parallel.model_dump(mode="json"),
-            "training": {**training, "sequence_length": model.max_position_embeddings},
-        }
-    )
 
 
 def _boxes(model: GPT) -> list[Holding]:

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
-from bigtrain.convert.own_model import own_model
-from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
+from bigtrain.convert.own_model import Precision, own_model
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.errors import ConfigError, UserError
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
@@ -21,9 +21,7 @@ from bigtrain.parallel import compat
 class CheckpointModel:
     """See :class:`bigtrain.evaluate.generate.LanguageModel`."""
 
-    def __init__(
-        self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
-    ) -> None:
+    def __init__(self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Precision) -> None:
         self._checkpoint = find_checkpoint(path)
         self._parallel, self._precision = parallel, precision
         model = model_config(self._checkpoint)
@@ -33,6 +31,7 @@ class CheckpointModel:
                 "each layer: give --pipeline the number of processes (--nproc)"
             )
         self._tokenizer = find_tokenizer(run_folder(self._checkpoint, path), tokenizer, model)
+        self._rows = min(self._checkpoint.origin.get("vocab_size", self._tokenizer.vocab_size), model.vocab_size)
         self._unspoken = set(self._tokenizer.special_tokens.values())
         self.positions = model.max_position_embeddings
         self.ends = frozenset({self._tokenizer.eos_id})
@@ -48,7 +47,7 @@ class CheckpointModel:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of what stands for text: rows of the model beyond the tokenizer's tokens do not."""
+        """The text of what stands for text."""
         known = self._tokenizer.vocab_size
         return self._tokenizer.decode([i for i in ids if i < known and i not in self._unspoken])
 
@@ -56,17 +55,17 @@ class CheckpointModel:
     def loaded(self) -> Iterator["_Loaded"]:
         """The weights, on every process its part."""
         with own_model(self._checkpoint, self._parallel, self._precision) as model:
-            yield _Loaded(model)
+            yield _Loaded(model, self._rows)
 
 
 class _Loaded:
-    def __init__(self, model: GPT) -> None:
-        self._model = model
+    def __init__(self, model: GPT, rows: int) -> None:
+        self._model, self._rows = model, rows
         self._last = dist.get_world_size() - 1  # one of the last stage: stages are the slowest axis of the ranks
 
     def start(self, padding: Tensor, length: int) -> Callable[[Tensor], Tensor | None]:
         """With Megatron-core's cache of keys and values, for `length` columns."""
-        return _Cached(self._model, padding.to(compat.device()), length)
+        return _Cached(self._model, self._rows, padding.to(compat.device()), length)
 
     def agree(self, tokens: Tensor | None, rows: int) -> Tensor:
         """What the last stage has chosen, on every process."""
@@ -82,8 +81,9 @@ class _Cached:
     rows' own whatever stands left of their beginning. Learned positions are counted from there.
     """
 
-    def __init__(self, model: GPT, padding: Tensor, length: int) -> None:
-        self._model = model
+    def __init__(self, model: GPT, rows: int, padding: Tensor, length: int) -> None:
+        """`rows` are those of the vocabulary that are no padding: what an export writes."""
+        self._model, self._rows = model, rows
         self._padding = padding
         self._cache = StaticInferenceContext(len(padding), length)
 
@@ -100,7 +100,7 @@ class _Cached:
         out = model(ids, positions, mask, inference_context=self._cache, runtime_gather_output=True)
         self._cache.sequence_len_offset = end
         if model.post_process:
-            return out[:, -1]
+            return out[:, -1, : self._rows]
         dist.send(out.contiguous(), dist.get_rank() + model.config.tensor_model_parallel_size)
         return None
 

@@ -50,7 +50,7 @@ class FolderModel:
             model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self._folder}: transformers cannot load it as a language model ({error})"
+                f"{self._folder}: transformers cannot make a language model of it ({error})"
             ) from None
         yield _Loaded(model.to(compat.device()).eval())
 

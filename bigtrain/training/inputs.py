@@ -19,7 +19,7 @@ from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConfigError, DataError
-from bigtrain.training.resume import checkpoint_to_resume
+from bigtrain.training.resume import checkpoint_to_begin_with, checkpoint_to_resume
 
 REMOTE_SHUFFLE_WINDOW = 2**28
 """Tokens shuffled together where a dataset lies behind a URL and `data.shuffle_window` says nothing."""
@@ -35,6 +35,9 @@ class Inputs:
     """The same, as the run's objective makes them."""
     validation: Samples | None
     checkpoint: catalog.Checkpoint | None
+    """What the run goes on from."""
+    initial: catalog.Checkpoint | None
+    """Whose weights it begins with, where it goes on from none."""
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
 
@@ -64,7 +67,9 @@ def open_inputs(config: Config) -> Inputs:
         packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
         validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
     identity = _identity(config, train)
-    return Inputs(train, _with_objective(config, train), validation, checkpoint_to_resume(config, identity), identity)
+    resumed = checkpoint_to_resume(config, identity)
+    initial = None if resumed else checkpoint_to_begin_with(config)
+    return Inputs(train, _with_objective(config, train), validation, resumed, initial, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:

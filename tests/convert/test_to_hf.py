@@ -3,6 +3,7 @@
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from random_models import SHAPES, megatron_weights, model_section, random_llama,
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bigtrain.convert import export, llama
+from bigtrain.convert import export, families
+from bigtrain.convert.families.llama import LLAMA
+from bigtrain.convert.mapping import WHOLE
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import CheckpointError, ConversionError, DataError, UserError
 
@@ -209,8 +212,8 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor(
 def test_a_map_that_fills_a_tensor_twice(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twice = {**llama.WEIGHTS, "output_layer.weight": {"model.embed_tokens.weight": None}}
-    monkeypatch.setattr(llama, "WEIGHTS", twice)
+    twice = {**LLAMA.weights, "output_layer.weight": {"model.embed_tokens.weight": WHOLE}}
+    monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, weights=twice),))
     refused(ConversionError, "embed_tokens.weight: filled from both", make_run(random_llama()), tmp_path / "out")
 
 
