@@ -47,8 +47,8 @@ def check_memory(model: ModelConfig) -> None:
     if needed > free:
         where = "on the GPU" if on_gpu else "here"
         raise ConversionError(
-            f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are "
-            f"free {where}: convert where there is more, or with --no-verify, which the model card will say"
+            f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
+            f"are free {where}: convert where there is more, or with --no-verify, which the model card will say"
         )
 
 
