@@ -82,22 +82,26 @@ class CoreAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         packed_seq_params: PackedDocuments | None = None,
         **_: Any,
     ) -> Tensor:
         """Causal attention; s are the tokens of the sequence that this process holds.
 
+        With a cache the keys are those of all tokens so far, of which the queries are the last.
+
         Args:
             query: [s, b, heads, head_dim]
             key, value: [s, b, key/value heads, head_dim]; each serves heads / kv heads query heads
-            attention_mask: None; the mask is causal.
+            attention_mask: bool [b, 1, queries, keys], what is seen in place of all that a causal mask lets see.
             packed_seq_params: Documents that do not see one another; None: a sequence is one.
 
         Returns:
             [s, b, heads * head_dim]
         """
-        if self.context_group is None:
+        if attention_mask is not None or query.shape[0] != key.shape[0]:
+            out = self._cached(query, key, value, attention_mask)
+        elif self.context_group is None:
             out = self._whole(query, key, value, packed_seq_params)
         elif self.exchanges_heads:
             q, k, v = to_heads((query, key, value), self.context_group)
@@ -116,6 +120,14 @@ class CoreAttention(nn.Module):
                 out = self._attend(q, k, v)
             else:
                 out = torch.cat([self._each(*row) for row in zip(q, k, v, documents.lengths, strict=True)])
+        return out.permute(2, 0, 1, 3)
+
+    def _cached(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
+        """[queries, b, heads, head_dim]; without a mask there is one query, which sees all keys."""
+        assert seen is not None or query.shape[0] == 1, "several tokens after a cache need a mask"
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.softmax_scale, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3)
 
     def _each(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -51,6 +51,19 @@ def test_equals_what_is_written_out(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@given(s=st.integers(2, 9), kv_heads=st.integers(1, 2), share=st.integers(1, 3), padding=st.integers(0, 4))
+def test_the_last_of_cached_tokens_sees_what_it_sees_in_the_sequence(
+    s: int, kv_heads: int, share: int, padding: int, tiny: Callable[..., Config]
+) -> None:
+    """With columns of padding before it, which the mask hides, and without any."""
+    query, key, value = inputs(s, kv_heads * share, kv_heads)
+    expected = written_out(query, key, value, 1 / math.sqrt(D))[-1:]
+    hidden = torch.full((padding, B, kv_heads, D), 1e3)
+    seen = (torch.arange(padding + s) >= padding).expand(B, 1, 1, -1) if padding else None
+    found = core(tiny())(query[-1:], torch.cat([hidden, key]), torch.cat([hidden, value]), seen)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @given(lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=B, max_size=B))
 def test_documents_of_a_sample_are_as_if_alone(lengths: list[list[int]], tiny: Callable[..., Config]) -> None:
     """Forward and backward, whatever the lengths, which differ from sequence to sequence."""
