@@ -187,8 +187,11 @@ def _own_logits(
 @torch.no_grad()
 def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """And whether the model's output layer is its embedding."""
-    options = {"local_files_only": True, "attn_implementation": "eager"}  # the others know no soft-cap, and are silent
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).to(compat.device()).eval()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
+    way = "eager" if capped else None
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
+    model = model.to(compat.device()).eval()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
 

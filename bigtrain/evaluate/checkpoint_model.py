@@ -10,9 +10,10 @@ import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
 from bigtrain.convert.own_model import own_model
-from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.errors import ConfigError, UserError
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
