@@ -1,7 +1,7 @@
 """What a family of models declares: its names, and its configuration in both directions. Nothing here needs torch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,8 +32,6 @@ class Family:
     """Keys of the `model` section that every model of the family has, with their values."""
     keys: Mapping[str, str | tuple[str, ...]]
     """Keys of the `model` section to those of `config.json` that hold the same value; of several all hold it."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of `config.json` that must be written, for their defaults mean another model."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda model: {}
     """Keys of `config.json` that are not ours under another name."""
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
@@ -47,9 +45,12 @@ class Family:
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """The same model in the words of its `config.json`, without tokens and type of the weights."""
-        values: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.architecture], **self.fixed}
+        values: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.architecture]}
+        filled = {"num_key_value_heads": model.kv_heads, "moe_intermediate_size": model.ffn_size}
+        if "moe_intermediate_size" not in self.keys:  # where it is another key, the one of a block without experts
+            filled["intermediate_size"] = model.ffn_size
         for ours, theirs in self.keys.items():
-            value = model.ffn_size if ours == "intermediate_size" else getattr(model, ours)
+            value = filled.get(ours, getattr(model, ours))
             if value is not None:
                 values |= dict.fromkeys((theirs,) if isinstance(theirs, str) else theirs, value)
         return values | self.write(model)
@@ -93,9 +94,44 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
         unused.add("rope_theta")
     if model.num_experts is None:
         unused |= {"num_experts_per_tok", "norm_topk_prob"}
-    values = model.model_dump(mode="json", exclude=unused)
+    values = model.model_dump(mode="json", exclude={*unused, "layer_types"})
     return values | {
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_size,
         "intermediate_size": model.ffn_size,
+        "sliding_window": model.windows if any(model.windows) else None,
+        "query_pre_attn_scalar": model.query_pre_attn_scalar or model.head_size,
     }
+
+
+# ------------------------------------------------------------------ what several families say in the same words
+
+
+def write_rope_scaling(model: ModelConfig) -> dict[str, Any]:
+    """The key `rope_scaling`."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {"rope_scaling": None}
+    return {"rope_scaling": scaling.model_dump(mode="json", exclude_defaults=True)}
+
+
+def read_rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back; in older files `rope_type` is `type`."""
+    given = config.get("rope_scaling")
+    if given is None or given.get("rope_type") == "default":
+        return {}
+    found = {key: value for key, value in given.items() if key != "type" and value is not None}
+    return {"rope_scaling": {"rope_type": given.get("type"), **found}}
+
+
+def write_windows(model: ModelConfig) -> dict[str, Any]:
+    """The keys `sliding_window` and `layer_types`."""
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in model.windows]
+    return {"sliding_window": model.sliding_window, "layer_types": kinds}
+
+
+def read_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back."""
+    if config.get("sliding_window") is None:
+        return {}
+    return {key: config[key] for key in ("sliding_window", "layer_types")}

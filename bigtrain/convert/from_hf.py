@@ -64,16 +64,17 @@ def convert_from_hf(
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder}: no such folder; give a folder as save_pretrained or a download makes it")
+    from bigtrain.convert.hf_config import read_config
+
+    family, model, config = read_config(folder)
+    if vocab_size is not None:
+        model = _padded(model, vocab_size)
     with written_aside(output) as aside:
         from bigtrain.convert.folder import Folder
-        from bigtrain.convert.hf_config import read_config
         from bigtrain.convert.intake import plan_of, write_checkpoint
         from bigtrain.convert.own_model import own_shapes
         from bigtrain.convert.verify import check_memory, verify_intake
 
-        family, model, config = read_config(folder)
-        if vocab_size is not None:
-            model = _padded(model, vocab_size)
         if verify:
             check_memory(model)
         source = Folder(folder, family, model.tie_word_embeddings)

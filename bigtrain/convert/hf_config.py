@@ -7,12 +7,21 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from bigtrain.config import ModelConfig
+from bigtrain.config.schema import RopeScalingConfig
 from bigtrain.convert.families import family_of_type
-from bigtrain.convert.family import Family
+from bigtrain.convert.family import Family, read_rope_scaling
 from bigtrain.errors import ConversionError
 
-_MEANT = frozenset({"tie_word_embeddings", "is_decoder", "add_cross_attention", "chunk_size_feed_forward"})
-"""Keys that every family has and that say what is computed; the others name tokens, labels, files and outputs."""
+_MEANT = frozenset(
+    {
+        *("tie_word_embeddings", "is_decoder", "add_cross_attention", "chunk_size_feed_forward"),
+        *("head_dim", "rope_scaling", "partial_rotary_factor", "sliding_window", "layer_types"),
+    }
+)
+"""Keys that say what is computed though a family's class does not name them; others that it does not name say nothing,
+or name tokens, labels, files and outputs."""
+_OF_EVERY_FAMILY = frozenset({"use_cache"})
+"""Keys that its class names, and that say nothing of the sort."""
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig, PretrainedConfig]:
@@ -46,9 +55,9 @@ def refuse_what_is_lost(family: Family, config: PretrainedConfig, back: Pretrain
     """Raises:
     ConversionError: A key of `config` is not the same in `back`, and it changes what the model computes.
     """
-    everywhere = PretrainedConfig().to_dict().keys() - _MEANT
-    known = type(config)().to_dict().keys() - everywhere - family.ignored
-    there, here = config.to_dict(), back.to_dict()
+    named = type(config)().to_dict().keys() - PretrainedConfig().to_dict().keys() - _OF_EVERY_FAMILY
+    known = (named | _MEANT) - family.ignored
+    there, here = (_comparable(found.to_dict()) for found in (config, back))
     lost = [
         f"{key} is {there.get(key)!r}, and the {family.name} models here have {here.get(key)!r}"
         for key in sorted(known)
@@ -56,6 +65,13 @@ def refuse_what_is_lost(family: Family, config: PretrainedConfig, back: Pretrain
     ]
     if lost:
         raise ConversionError(f"{path}: {'; '.join(lost)}")
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What it says, in one of the ways to say it."""
+    scaling = read_rope_scaling(config).get("rope_scaling")
+    said = RopeScalingConfig.model_validate(scaling).model_dump(exclude_defaults=True) if scaling else None
+    return {**config, "rope_scaling": said}
 
 
 def _complete(content: dict[str, Any], path: Path) -> PretrainedConfig:

@@ -19,7 +19,7 @@ from bigtrain.checkpoint.planners import Holding, SavePlanner, state_dict
 from bigtrain.config import ModelConfig
 from bigtrain.convert.family import Family
 from bigtrain.convert.folder import Folder
-from bigtrain.convert.mapping import WHOLE, Piece, check_shapes, pieces_of, some
+from bigtrain.convert.mapping import WHOLE, Piece, misshapen, pieces_of, some
 from bigtrain.convert.stream import THREADS, Room
 from bigtrain.convert.weights import VOCABULARY, WEIGHTS
 from bigtrain.errors import ConversionError
@@ -49,7 +49,8 @@ def plan_of(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, 
     for name, piece in found.items():
         if piece.source in VOCABULARY and there[name][0] <= model.vocab_size:
             there[name] = (model.vocab_size, *there[name][1:])
-    check_shapes(found, model, shapes, there)
+    for name, shape in misshapen(found, model, shapes, there):
+        raise ConversionError(f"{folder.path}: {name} is {there[name]}, and config.json makes it {shape}")
     return list(found.values())
 
 

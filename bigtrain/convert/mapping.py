@@ -112,23 +112,22 @@ def pieces(
         raise ConversionError(f"no weight of the checkpoint fills {some(unfilled)}")
     if unknown := sorted(set(found) - set(targets)):
         raise ConversionError(f"the family's model has no {some(unknown)}, which the map would fill")
-    check_shapes(found, model, sources, targets)
+    for name, shape in misshapen(found, model, sources, targets):
+        raise ConversionError(f"{name} is {targets[name]}, and {found[name].source} would make it {shape}")
     return [found[name] for name in targets]
 
 
-def check_shapes(
+def misshapen(
     found: Mapping[str, Piece],
     model: ModelConfig,
     sources: Mapping[str, tuple[int, ...]],
     targets: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Raises:
-    ConversionError: A tensor of `targets` has another shape than our weight makes it.
-    """
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of `targets` that has another shape than our weight makes it, and that shape."""
     for name, piece in found.items():
         shape = piece.cut.shape(sources[piece.source][len(piece.index) :], model)
         if shape != targets[name]:
-            raise ConversionError(f"{name} is {targets[name]}, and {piece.source} would make it {shape}")
+            yield name, shape
 
 
 def some(names: Sequence[str]) -> str:

@@ -45,9 +45,10 @@ def check_memory(model: ModelConfig) -> None:
     on_gpu = torch.cuda.is_available()
     free: float = torch.cuda.mem_get_info()[0] if on_gpu else _available()
     if needed > free:
+        where = "on the GPU" if on_gpu else "here"
         raise ConversionError(
             f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
-            f"are free {'on the GPU' if on_gpu else 'here'}: convert where there is as much, or with --no-verify, which the model card will say"
+            f"are free {where}: convert where there is more, or with --no-verify, which the model card will say"
         )
 
 
@@ -186,7 +187,11 @@ def _own_logits(
 @torch.no_grad()
 def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """And whether the model's output layer is its embedding."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(compat.device()).eval()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
+    way = "eager" if capped else None
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
+    model = model.to(compat.device()).eval()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
 

@@ -89,3 +89,8 @@ def read_weights(checkpoint: Checkpoint, wanted: Sequence[tuple[str, tuple[int, 
     """
     weights = Weights(checkpoint)
     return {key: weights.read(*key) for key in wanted}
+
+
+def read_into(checkpoint: Checkpoint, boxes: Sequence[Holding]) -> None:
+    """Fill boxes of the checkpoint's tensors, as :meth:`Weights.fill`."""
+    Weights(checkpoint).fill(boxes)

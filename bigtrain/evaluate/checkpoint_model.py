@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
-from bigtrain.convert.own_model import Precision, own_model
+from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
-from bigtrain.errors import ConfigError, UserError
+from bigtrain.errors import ConfigError
+from bigtrain.evaluate.folder_model import chat, ends_beside
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
 
@@ -21,7 +23,7 @@ from bigtrain.parallel import compat
 class CheckpointModel:
     """See :class:`bigtrain.evaluate.generate.LanguageModel`."""
 
-    def __init__(self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Precision) -> None:
+    def __init__(self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> None:
         self._checkpoint = find_checkpoint(path)
         self._parallel, self._precision = parallel, precision
         model = model_config(self._checkpoint)
@@ -34,17 +36,15 @@ class CheckpointModel:
         self._rows = min(self._checkpoint.origin.get("vocab_size", self._tokenizer.vocab_size), model.vocab_size)
         self._unspoken = set(self._tokenizer.special_tokens.values())
         self.positions = model.max_position_embeddings
-        self.ends = frozenset({self._tokenizer.eos_id})
+        self.ends = ends_beside(self._tokenizer.path.parent) | {self._tokenizer.eos_id}
 
     def encode(self, prompt: str) -> list[int]:
         """As in training, where nothing but the end of another document stood before a text."""
         return self._tokenizer.encode(prompt)
 
     def encode_chat(self, prompt: str) -> list[int]:
-        raise UserError(
-            "--chat needs the chat template of a Hugging Face folder; a run's checkpoint has none: "
-            "leave --chat out, and write the markers of a chat into the prompt"
-        )
+        """By the chat template that came with the tokenizer."""
+        return chat(self._tokenizer.path.parent, prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of what stands for text."""

@@ -1,7 +1,7 @@
 """A worker: trains several layouts, one after the other, in one set of processes.
 
-Reads a JSON file of cases ({"name", "config", "checkpoint", and "repeat": how often a step has each
-micro-batch}) and writes what rank 0 saw to another:
+Reads a JSON file of cases ({"name", "config", "checkpoint", "repeat": how often a step has each
+micro-batch, "save": where a checkpoint is left at the end}) and writes what rank 0 saw to another:
 name -> [[loss, grad_norm, and of experts the router's two losses], ...].
 """
 
@@ -34,6 +34,9 @@ def train(case: dict) -> list[tuple[float, ...]]:
         result = engine.train_step(batches, targets, learning_rate(config, step), step)
         router_losses = [] if result.router_losses is None else result.router_losses.tolist()
         history.append((float(result.loss), float(result.grad_norm), *router_losses))
+    if case.get("save"):
+        state = catalog.TrainingState(config.training.steps, 0, 0)
+        store.save(Path(case["save"]), engine, state, {}, keep_last=0)
     engine.close()
     return history
 

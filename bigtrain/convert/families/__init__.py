@@ -1,14 +1,35 @@
 """The families of models that can come from Hugging Face and go there, one file each."""
 
 from bigtrain.config import ModelConfig
+from bigtrain.convert.families.gemma2 import GEMMA2
+from bigtrain.convert.families.gemma3 import GEMMA3
 from bigtrain.convert.families.gpt2 import GPT2
+from bigtrain.convert.families.gpt_neox import GPT_NEOX
 from bigtrain.convert.families.llama import LLAMA
+from bigtrain.convert.families.mistral import MISTRAL
 from bigtrain.convert.families.mixtral import MIXTRAL
+from bigtrain.convert.families.olmo2 import OLMO2
+from bigtrain.convert.families.phi3 import PHI3
 from bigtrain.convert.families.qwen2 import QWEN2
+from bigtrain.convert.families.qwen3 import QWEN3
+from bigtrain.convert.families.qwen3_moe import QWEN3_MOE
 from bigtrain.convert.family import Family
 from bigtrain.errors import ConversionError
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, GPT2, MIXTRAL)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    PHI3,
+    GPT2,
+    GPT_NEOX,
+    MIXTRAL,
+    QWEN3_MOE,
+)
 """In the order in which one is looked for that a model fits."""
 
 _NAMES = {family.model_type: family.name for family in FAMILIES}

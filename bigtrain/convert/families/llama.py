@@ -1,6 +1,6 @@
-"""Llama: 2, 3 and whatever has its shape."""
+"""Llama: 1 to 3, and whatever has its shape."""
 
-from bigtrain.convert.family import Family
+from bigtrain.convert.family import Family, read_rope_scaling, write_rope_scaling
 from bigtrain.convert.mapping import GATE, KEY, QUERY, UP, VALUE, WHOLE, WeightMap
 
 WEIGHTS: WeightMap = {
@@ -22,12 +22,13 @@ WEIGHTS: WeightMap = {
     "output_layer.weight": {"lm_head.weight": WHOLE},  # absent where the embeddings are tied
 }
 
-SHAPE = {
-    "position_embedding": "rope",
-    "normalization": "rmsnorm",
-    "hidden_act": "silu",
-    "gated_mlp": True,
+QK_NORMS: WeightMap = {
+    "decoder.layers.self_attention.q_layernorm.weight": {"model.layers.{layer}.self_attn.q_norm.weight": WHOLE},
+    "decoder.layers.self_attention.k_layernorm.weight": {"model.layers.{layer}.self_attn.k_norm.weight": WHOLE},
 }
+"""Of the families that have them."""
+
+SHAPE = {"position_embedding": "rope", "normalization": "rmsnorm", "gated_mlp": True}
 
 KEYS = {
     "vocab_size": "vocab_size",
@@ -37,6 +38,7 @@ KEYS = {
     "num_attention_heads": "num_attention_heads",
     "num_key_value_heads": "num_key_value_heads",
     "head_dim": "head_dim",
+    "hidden_act": "hidden_act",
     "max_position_embeddings": "max_position_embeddings",
     "initializer_range": "initializer_range",
     "norm_eps": "rms_norm_eps",
@@ -45,6 +47,8 @@ KEYS = {
     "attention_dropout": "attention_dropout",
 }
 
+BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+
 LLAMA = Family(
     name="Llama",
     model_type="llama",
@@ -52,7 +56,8 @@ LLAMA = Family(
     weights=WEIGHTS,
     shape=SHAPE,
     keys=KEYS,
-    fixed={"hidden_act": "silu"},
+    write=write_rope_scaling,
+    read=read_rope_scaling,
     ignored=frozenset({"pretraining_tp"}),  # how some matrices are cut while multiplied
-    buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    buffers=BUFFERS,
 )

@@ -1,8 +1,25 @@
 """Qwen2 and 2.5: a Llama with biases on the query, key and value projections."""
 
-from bigtrain.convert.families.llama import KEYS, SHAPE, WEIGHTS
-from bigtrain.convert.family import Family
+from collections.abc import Mapping
+from typing import Any
+
+from bigtrain.config import ModelConfig
+from bigtrain.convert.families.llama import BUFFERS, KEYS, SHAPE, WEIGHTS
+from bigtrain.convert.family import Family, read_rope_scaling, read_windows, write_rope_scaling, write_windows
 from bigtrain.convert.mapping import KEY, QUERY, VALUE
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    """Scaled frequencies, and windows with the switch for them."""
+    return write_rope_scaling(model) | write_windows(model) | {"use_sliding_window": any(model.windows)}
+
+
+def read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back; without the switch `transformers` has taken the window out."""
+    return read_rope_scaling(config) | read_windows(config)
+
+
+IGNORED = frozenset({"max_window_layers"})  # said in layer_types
 
 QWEN2 = Family(
     name="Qwen2",
@@ -17,7 +34,9 @@ QWEN2 = Family(
         },
     },
     shape={**SHAPE, "qkv_bias": True},
-    keys={ours: theirs for ours, theirs in KEYS.items() if ours != "head_dim"},
-    fixed={"hidden_act": "silu"},
-    ignored=frozenset({"max_window_layers"}),  # beside use_sliding_window
+    keys=KEYS,
+    write=write,
+    read=read,
+    ignored=IGNORED,
+    buffers=BUFFERS,
 )
