@@ -70,7 +70,7 @@ def scaled(plain: Tensor, model: ModelConfig, scaling: RopeScalingConfig) -> Ten
     assert scaling.factor is not None, "the configuration was validated"
     if scaling.rope_type == "linear":
         return plain / scaling.factor
-    kept = _turning_share(plain, scaling) if scaling.rope_type == "llama3" else _index_share(model, scaling)
+    kept = _turning_share(plain, scaling) if scaling.rope_type == "llama3" else _index_share(plain, model, scaling)
     return (1 - kept) * plain / scaling.factor + kept * plain
 
 
@@ -98,7 +98,7 @@ def _turning_share(plain: Tensor, scaling: RopeScalingConfig) -> Tensor:
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
-def _index_share(model: ModelConfig, scaling: RopeScalingConfig) -> Tensor:
+def _index_share(plain: Tensor, model: ModelConfig, scaling: RopeScalingConfig) -> Tensor:
     """The index at which a frequency turns n times in L is d ln(L / (2 pi n)) / (2 ln t)."""
     d, length = model.rotary_size, _original_length(model, scaling)
 
@@ -108,7 +108,8 @@ def _index_share(model: ModelConfig, scaling: RopeScalingConfig) -> Tensor:
     first = max(math.floor(index(scaling.beta_fast)), 0)
     last = min(math.ceil(index(scaling.beta_slow)), d - 1)
     width = last - first or 0.001  # transformers' guard against a division by zero
-    return 1 - ((torch.arange(d // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
+    indices = torch.arange(d // 2, dtype=torch.float32, device=plain.device)
+    return 1 - ((indices - first) / width).clamp(0, 1)
 
 
 def _original_length(model: ModelConfig, scaling: RopeScalingConfig) -> int:
