@@ -140,7 +140,8 @@ def peer(name: str, model: ModelConfig, device: str = "meta") -> PreTrainedModel
 
 @pytest.mark.parametrize("name", NAMES)
 def test_count_is_that_of_transformers(name: str) -> None:
-    model = model_of(name)
+    few = ["model.num_hidden_layers=2"] if name == "qwen3-30b-a3b" else []  # 128 experts a layer take long to build
+    model = model_of(name, *few)
     assert parameter_count(model) == sum(p.numel() for p in peer(name, model).parameters())
 
 
