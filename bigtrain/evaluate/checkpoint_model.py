@@ -23,7 +23,9 @@ from bigtrain.parallel import compat
 class CheckpointModel:
     """See :class:`bigtrain.evaluate.generate.LanguageModel`."""
 
-    def __init__(self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(
+        self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+    ) -> None:
         self._checkpoint = find_checkpoint(path)
         self._parallel, self._precision = parallel, precision
         model = model_config(self._checkpoint)
