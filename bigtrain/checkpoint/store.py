@@ -10,8 +10,8 @@ import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
 from bigtrain.checkpoint.files import read_metadata, reader
-from bigtrain.checkpoint.holdings import Holding, finish_load, holdings
-from bigtrain.checkpoint.planners import LoadPlanner, state_dict
+from bigtrain.checkpoint.holdings import finish_load, holdings
+from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
 from bigtrain.parallel import topology
@@ -48,6 +48,17 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     """
     _fill(checkpoint, holdings(engine, to_save=False))
     finish_load(engine, checkpoint.adam_step)
+
+
+def load_weights(checkpoint: Checkpoint, engine: Engine) -> None:
+    """The weights alone; the optimizer stays as at the beginning of a run. All ranks call it.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
+    held = holdings(engine, to_save=False)
+    _fill(checkpoint, [holding for holding in held if holding.name.startswith(PREFIXES["weight"])])
+    finish_load(engine, step=0)
 
 
 def _fill(checkpoint: Checkpoint, held: Sequence[Holding]) -> None:

@@ -29,6 +29,35 @@ class Section(BaseModel):
     )
 
 
+class RopeScalingConfig(Section):
+    """Rotary frequencies stretched for sequences longer than those that a model was pretrained on: `transformers`'
+    `rope_scaling`."""
+
+    rope_type: Literal["linear", "llama3", "yarn", "longrope"]
+    """`linear` slows all frequencies down (arXiv:2306.15595); `llama3` the low ones (arXiv:2407.21783); `yarn` the more
+    the lower they are (arXiv:2309.00071); `longrope` each by a factor of its own (arXiv:2402.13753)."""
+    factor: Annotated[float, Field(ge=1)] | None = None
+    """How often longer sequences become; with `longrope` it is `max_position_embeddings` over
+    `original_max_position_embeddings`."""
+    original_max_position_embeddings: PositiveInt | None = None
+    """The longest sequence of the pretraining; default of `yarn`: `max_position_embeddings`."""
+    low_freq_factor: PositiveFloat | None = None
+    """`llama3` slows down by `factor` frequencies that turn less than so often in the original length."""
+    high_freq_factor: PositiveFloat | None = None
+    """`llama3` leaves alone frequencies that turn more than so often in the original length."""
+    beta_fast: PositiveFloat = 32.0
+    """`yarn` leaves alone frequencies that turn more than so often in the original length."""
+    beta_slow: PositiveFloat = 1.0
+    """`yarn` slows down by `factor` frequencies that turn less than so often in the original length."""
+    attention_factor: PositiveFloat | None = None
+    """Factor of the rotated queries and keys; default: for `yarn` 0.1 ln(factor) + 1, for `longrope`
+    sqrt(1 + ln(factor) / ln(original_max_position_embeddings))."""
+    short_factor: list[PositiveFloat] | None = None
+    """`longrope`'s divisor of each frequency, for sequences up to the original length."""
+    long_factor: list[PositiveFloat] | None = None
+    """`longrope`'s divisor of each frequency, for longer sequences."""
+
+
 class ModelConfig(Section):
     """The shape of the model."""
 
@@ -62,10 +91,36 @@ class ModelConfig(Section):
     """The distance, in tokens, from which on they are all one."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
+    rope_local_theta: PositiveFloat | None = None
+    """Base of those of the layers with a sliding window, which are not scaled (Gemma-3's `rope_local_base_freq`);
+    default: as all."""
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of each head that is rotated (GPT-NeoX)."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Frequencies stretched for longer sequences; default: as they are."""
+    sliding_window: PositiveInt | None = None
+    """Tokens that a token sees at most, itself among them (Mistral); default: all before it."""
+    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+    """Which layers have the window, one word a layer; a shorter list is repeated. Default: all, if there is one."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """Norm of queries and keys: of each head by itself (Qwen3), or of all together (OLMo-2)."""
+    query_pre_attn_scalar: PositiveFloat | None = None
+    """Attention scores are divided by its square root; default: by that of the head size (Gemma-2)."""
+    attn_logit_softcapping: PositiveFloat | None = None
+    """Attention scores are bent to stay below it, `cap * tanh(score / cap)` (Gemma-2). Keeps all of them in memory."""
+    final_logit_softcapping: PositiveFloat | None = None
+    """The same of the output's logits."""
     normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Norm before each sub-layer and at the end."""
+    """Kind of all norms."""
     norm_eps: PositiveFloat = 1e-5
     """Added to the variance inside the norm."""
+    norm_placement: Literal["before", "after", "around"] = "before"
+    """A norm before each sub-layer (Llama), after it, before its output is added (OLMo-2), or both (Gemma-2); and one
+    at the end."""
+    zero_centered_norm: bool = False
+    """Norms multiply by one plus their weight (Gemma)."""
+    parallel_residual: bool = False
+    """Attention and feed-forward read the same input, and are added to it together (GPT-NeoX)."""
     hidden_act: Literal["silu", "gelu", "gelu_new", "relu"] = "silu"
     """Activation of the feed-forward block; `gelu_new` is GPT-2's tanh approximation."""
     gated_mlp: bool = True
@@ -80,6 +135,8 @@ class ModelConfig(Section):
     """Segments that BERT's embedding tells apart."""
     add_pooling_layer: bool = False
     """BERT's layer over the first token that `data.sentence_objective` is learned from."""
+    scale_embeddings: bool = False
+    """Embeddings are multiplied by sqrt(hidden_size) (Gemma)."""
     num_experts: PositiveInt | None = None
     """Feed-forward blocks of each layer, of which a router picks `num_experts_per_tok` for each token (mixture of
     experts, arXiv:2101.03961); default: one, without a router."""
@@ -101,6 +158,18 @@ class ModelConfig(Section):
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights; GPT's projections that write into the residual
     stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2. A T5's follow from its widths alone."""
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The sliding window of each layer; None: it sees all before."""
+        kinds = self.layer_types or ["full_attention" if self.sliding_window is None else "sliding_attention"]
+        of_kind = {"full_attention": None, "sliding_attention": self.sliding_window}
+        return [of_kind[kinds[layer % len(kinds)]] for layer in range(self.num_hidden_layers)]
+
+    @property
+    def rotary_size(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return int(self.head_size * self.partial_rotary_factor)
 
     @property
     def kv_heads(self) -> int:
@@ -329,6 +398,10 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of so many steps are kept for ever, besides `keep_last`; 0: none."""
     resume: bool = True
     """Continue from the newest complete checkpoint in `dir`, if there is one."""
+    initialize_from: Text | None = None
+    """What a run that continues none begins with: the weights of the newest checkpoint in this folder or URL (a model
+    that `bigtrain convert from-hf` made, another run's folder, or one step's), saved in any layout; the optimizer and
+    the data begin anew. Default: random weights."""
 
 
 class LoggingConfig(Section):

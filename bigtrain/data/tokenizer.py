@@ -162,6 +162,10 @@ class TiktokenTokenizer:
 _NAMES = ("tokenizer.json", "tokenizer.model", f"tokenizer{ranks.WHOLE}")
 
 
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+"""Files of a Hugging Face tokenizer that say more about it, and how its model likes to be asked."""
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a file, or in a folder that holds `tokenizer.json`, `tokenizer.model` or one `*.tiktoken`.
 
@@ -180,8 +184,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
-    """Copy the tokenizer's file, and the `tokenizer_config.json` beside it that may name its
-    end-of-document token, into `folder`, where `load_tokenizer(folder)` finds it. Returns the file's name there."""
+    """Copy the tokenizer's file, and what lies beside it (the `tokenizer_config.json` that may name its end-of-document
+    token, a chat template), into `folder`, where `load_tokenizer(folder)` finds it. Returns the file's name there."""
     if isinstance(tokenizer, TiktokenTokenizer):
         name = f"tokenizer{ranks.WHOLE}"
         (folder / name).write_bytes(tokenizer.definition.whole())
@@ -189,9 +193,9 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     is_json = isinstance(tokenizer, HuggingFaceTokenizer)
     name = "tokenizer.json" if is_json else "tokenizer.model"
     shutil.copyfile(tokenizer.path, folder / name)
-    config = tokenizer.path.with_name("tokenizer_config.json")
-    if is_json and config.is_file():
-        shutil.copyfile(config, folder / config.name)
+    for beside in _BESIDE if is_json else ():
+        if (file := tokenizer.path.with_name(beside)).is_file():
+            shutil.copyfile(file, folder / beside)
     return name
 
 

@@ -21,7 +21,8 @@ ROWS_PER_BLOCK = 256
 
 @torch.no_grad()
 def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfig, seed: int) -> None:
-    """Fill every parameter: norms with ones, biases with zeros, the rest with N(0, std^2).
+    """Fill every parameter: norms with ones, or where one is added to them with zeros, biases with zeros, the rest with
+    N(0, std^2).
 
     std is `initializer_range`, and for GPT's projections that write into the residual stream
     `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3). T5 has its own, see `_t5_std`.
@@ -37,7 +38,7 @@ def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
     if box.key.endswith("bias"):
         return torch.zeros(box.shape)
     if "norm" in box.key:
-        return torch.ones(box.shape)
+        return torch.zeros(box.shape) if model.zero_centered_norm else torch.ones(box.shape)
     if model.architecture == "t5":
         return normal_box(box, seed) * _t5_std(box, model)
     std = model.initializer_range

@@ -195,8 +195,8 @@ class Engine:
 
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
-        if self.layout.sequence:
-            norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
+        norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
+        if norms:
             _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
         if self.tied_weight is not None:
             _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())

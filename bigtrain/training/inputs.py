@@ -22,7 +22,7 @@ from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
 from bigtrain.data.tokenizer import Vocabulary, load_tokenizer
 from bigtrain.errors import ConfigError, DataError
-from bigtrain.training.resume import checkpoint_to_resume
+from bigtrain.training.resume import checkpoint_to_begin_with, checkpoint_to_resume
 
 REMOTE_SHUFFLE_WINDOW = 2**28
 """Tokens shuffled together where a dataset lies behind a URL and `data.shuffle_window` says nothing."""
@@ -39,6 +39,9 @@ class Inputs:
     validation: Samples | None
     reads_validation: TokenSource | MaskedSamples | Pairs | None
     checkpoint: catalog.Checkpoint | None
+    """What the run goes on from."""
+    initial: catalog.Checkpoint | None
+    """Whose weights it begins with, where it goes on from none."""
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
 
@@ -69,8 +72,9 @@ def open_inputs(config: Config) -> Inputs:
         validation = Samples(held_out, sample_length(config), shuffle=False, packing=packing)
         reads_validation = as_trained(config, validation, held_out.load_tokenizer)
     identity = _identity(config, train)
-    checkpoint = checkpoint_to_resume(config, identity)
-    return Inputs(train, _with_objective(config, train), validation, reads_validation, checkpoint, identity)
+    resumed = checkpoint_to_resume(config, identity)
+    initial = None if resumed else checkpoint_to_begin_with(config)
+    return Inputs(train, _with_objective(config, train), validation, reads_validation, resumed, initial, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:

@@ -92,11 +92,13 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
     watchdog.feed("building the model and reading the checkpoint", step, long=True)
     engine = Engine(config, layout)
-    resumed = inputs.checkpoint
+    resumed, initial = inputs.checkpoint, inputs.initial
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     began = time.perf_counter()
     if resumed:
         store.load(resumed, engine)
+    elif initial:
+        store.load_weights(initial, engine)
     loaded_seconds = time.perf_counter() - began
     options = config.checkpoint
     saver = Saver(
@@ -106,6 +108,7 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
         keep_last=options.keep_last,
         keep_every=options.keep_every,
         in_background=options.async_save,
+        origin=_origin(resumed, initial),
         completed=lambda saved: run.checkpoint_completed(saved),
     )
     run = Run(
@@ -124,6 +127,15 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
     )
     _announce(run, resumed, loaded_seconds)
     return run
+
+
+def _origin(resumed: catalog.Checkpoint | None, initial: catalog.Checkpoint | None) -> dict[str, Any]:
+    """Where the run's first weights came from, for its checkpoints to say."""
+    if resumed:
+        return resumed.origin
+    if initial:
+        return initial.origin or {"checkpoint": str(initial.path), "step": initial.state.step}
+    return {}
 
 
 def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
@@ -164,11 +176,15 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        run.event("start", layout=layout, tokens_left_out=_tokens_left_out(run), **job, **stages)
+        details: dict[str, Any] = {"tokens_left_out": _tokens_left_out(run), **job, **stages}
+        if run.inputs.initial:
+            details["initialized_from"] = str(run.inputs.initial.path)
+        run.event("start", layout=layout, **details)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
-    begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
+    begin = "starting" if run.inputs.initial is None else f"starting with the weights of {run.inputs.initial.path}"
+    begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else begin
     run.progress.say(
         f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "
         f"{run.layout.world_size} process{'es' if run.layout.world_size > 1 else ''}"
