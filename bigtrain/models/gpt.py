@@ -1,4 +1,4 @@
-"""GPT: decoder-only transformers from GPT-2 to Llama, by configuration."""
+"""GPT: decoder-only transformers from GPT-2 to Gemma-3, by configuration."""
 
 import math
 from functools import partial
@@ -38,7 +38,9 @@ class GPT(GPTModel):
     """Megatron-core's GPT with what some families do to embeddings, positions and logits, and a loss that does not pay
     for a split vocabulary where there is none."""
 
-    def __init__(self, config: TransformerConfig, spec: TransformerBlockSubmodules, model: ModelConfig, **kwargs: Any):
+    def __init__(
+        self, config: TransformerConfig, spec: TransformerBlockSubmodules, model: ModelConfig, **kwargs: Any
+    ) -> None:
         super().__init__(config, spec, **kwargs)
         if model.position_embedding == "rope":
             self.rotary_pos_emb = rotary(
@@ -68,7 +70,7 @@ class GPT(GPTModel):
 
 
 def _scale(module: nn.Module, args: Any, embedded: Tensor, factor: float) -> Tensor:
-    return embedded * embedded.new_tensor(factor)  # rounded to the type, as the published weights were trained
+    return embedded * embedded.new_tensor(factor)  # rounded to the type, as in transformers
 
 
 def _cap(module: nn.Module, args: Any, output: tuple[Tensor, None], cap: float) -> tuple[Tensor, None]:
