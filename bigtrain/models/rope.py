@@ -94,7 +94,7 @@ def _turning_share(plain: Tensor, scaling: RopeScalingConfig) -> Tensor:
     assert low is not None, "the configuration was validated"
     assert high is not None
     assert length is not None
-    turns = length * plain / (2 * math.pi)
+    turns = length / (2 * math.pi / plain)
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 

@@ -86,6 +86,18 @@ def test_each_kind_of_weight_starts_as_documented(
     assert kinds == {"bias", "norm", "weight", "residual"}
 
 
+@pytest.mark.parametrize("zero_centered", [False, True])
+@pytest.mark.parametrize("qk_norm", ["head", "projection"])
+def test_norms_start_as_the_identity(
+    zero_centered: bool, qk_norm: str, tiny: Callable[..., Config], engine_of: Callable[[Config], Engine]
+) -> None:
+    words = [f"model.zero_centered_norm={str(zero_centered).lower()}", f"model.qk_norm={qk_norm}"]
+    config = tiny(*words, "model.norm_placement=around", "model.num_hidden_layers=1")
+    norms = [p for n, p in engine_of(config).chunks[0].module.named_parameters() if "norm" in n]
+    assert len(norms) == 4 + 2 + 1
+    assert all(torch.equal(p, torch.full_like(p, 0 if zero_centered else 1)) for p in norms)
+
+
 def test_no_two_matrices_are_alike_and_only_the_seed_decides(
     tiny: Callable[..., Config], engine_of: Callable[[Config], Engine]
 ) -> None:
