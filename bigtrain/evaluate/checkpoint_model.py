@@ -14,7 +14,8 @@ from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
-from bigtrain.errors import ConfigError, UserError
+from bigtrain.errors import ConfigError
+from bigtrain.evaluate.folder_model import chat, ends_beside
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
 
@@ -34,22 +35,21 @@ class CheckpointModel:
                 "each layer: give --pipeline the number of processes (--nproc)"
             )
         self._tokenizer = find_tokenizer(run_folder(self._checkpoint, path), tokenizer, model)
+        self._rows = min(self._checkpoint.origin.get("vocab_size", self._tokenizer.vocab_size), model.vocab_size)
         self._unspoken = set(self._tokenizer.special_tokens.values())
         self.positions = model.max_position_embeddings
-        self.ends = frozenset({self._tokenizer.eos_id})
+        self.ends = ends_beside(self._tokenizer.path.parent) | {self._tokenizer.eos_id}
 
     def encode(self, prompt: str) -> list[int]:
         """As in training, where nothing but the end of another document stood before a text."""
         return self._tokenizer.encode(prompt)
 
     def encode_chat(self, prompt: str) -> list[int]:
-        raise UserError(
-            "--chat needs the chat template of a Hugging Face folder; a run's checkpoint has none: "
-            "leave --chat out, and write the markers of a chat into the prompt"
-        )
+        """By the chat template that came with the tokenizer."""
+        return chat(self._tokenizer.path.parent, prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of what stands for text: rows of the model beyond the tokenizer's tokens do not."""
+        """The text of what stands for text."""
         known = self._tokenizer.vocab_size
         return self._tokenizer.decode([i for i in ids if i < known and i not in self._unspoken])
 
@@ -57,17 +57,17 @@ class CheckpointModel:
     def loaded(self) -> Iterator["_Loaded"]:
         """The weights, on every process its part."""
         with own_model(self._checkpoint, self._parallel, self._precision) as model:
-            yield _Loaded(model)
+            yield _Loaded(model, self._rows)
 
 
 class _Loaded:
-    def __init__(self, model: GPT) -> None:
-        self._model = model
+    def __init__(self, model: GPT, rows: int) -> None:
+        self._model, self._rows = model, rows
         self._last = dist.get_world_size() - 1  # one of the last stage: stages are the slowest axis of the ranks
 
     def start(self, padding: Tensor, length: int) -> Callable[[Tensor], Tensor | None]:
         """With Megatron-core's cache of keys and values, for `length` columns."""
-        return _Cached(self._model, padding.to(compat.device()), length)
+        return _Cached(self._model, self._rows, padding.to(compat.device()), length)
 
     def agree(self, tokens: Tensor | None, rows: int) -> Tensor:
         """What the last stage has chosen, on every process."""
@@ -83,8 +83,9 @@ class _Cached:
     rows' own whatever stands left of their beginning. Learned positions are counted from there.
     """
 
-    def __init__(self, model: GPT, padding: Tensor, length: int) -> None:
-        self._model = model
+    def __init__(self, model: GPT, rows: int, padding: Tensor, length: int) -> None:
+        """`rows` are those of the vocabulary that are no padding: what an export writes."""
+        self._model, self._rows = model, rows
         self._padding = padding
         self._cache = StaticInferenceContext(len(padding), length)
 
@@ -101,7 +102,7 @@ class _Cached:
         out = model(ids, positions, mask, inference_context=self._cache, runtime_gather_output=True)
         self._cache.sequence_len_offset = end
         if model.post_process:
-            return out[:, -1]
+            return out[:, -1, : self._rows]
         dist.send(out.contiguous(), dist.get_rank() + model.config.tensor_model_parallel_size)
         return None
 

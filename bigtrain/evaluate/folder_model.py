@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,19 +26,16 @@ class FolderModel:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{folder}: transformers cannot read it ({error})") from None
         self.positions: int = getattr(config, "max_position_embeddings", sys.maxsize)
-        self.ends = _ends(folder, config)
+        ends = ends_beside(folder)
+        self.ends = ends if ends or config.eos_token_id is None else frozenset({config.eos_token_id})
 
     def encode(self, prompt: str) -> list[int]:
         """As the folder's tokenizer begins a text, with its token for a beginning where it has one."""
         return self._tokenizer(prompt)["input_ids"]
 
     def encode_chat(self, prompt: str) -> list[int]:
-        """The prompt as a user's message, and the beginning of the answer."""
-        if not self._tokenizer.chat_template:
-            raise UserError(f"--chat needs a chat template, and the tokenizer in {self._folder} has none")
-        messages = [{"role": "user", "content": prompt}]
-        found = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return found["input_ids"]
+        """By the folder's chat template."""
+        return chat(self._folder, prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -50,15 +47,30 @@ class FolderModel:
             model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self._folder}: transformers cannot load it as a language model ({error})"
+                f"{self._folder}: transformers cannot make a language model of it ({error})"
             ) from None
         yield _Loaded(model.to(compat.device()).eval())
 
 
-def _ends(folder: Path, config: Any) -> frozenset[int]:
-    """The tokens that end a text: of the generation configuration, else of the model's."""
-    path = folder / "generation_config.json"
-    ends = GenerationConfig.from_pretrained(folder).eos_token_id if path.is_file() else config.eos_token_id
+def chat(folder: Path, prompt: str) -> list[int]:
+    """The tokens of a prompt as a user's message, and of the beginning of the answer.
+
+    Raises:
+        UserError: The tokenizer in the folder has no chat template.
+    """
+    has_config = (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_config else None
+    if tokenizer is None or not tokenizer.chat_template:
+        raise UserError(f"--chat needs a chat template, and the tokenizer in {folder} has none")
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def ends_beside(folder: Path) -> frozenset[int]:
+    """The tokens that end a text, as the generation configuration in a folder says, if there is one."""
+    if not (folder / "generation_config.json").is_file():
+        return frozenset()
+    ends = GenerationConfig.from_pretrained(folder).eos_token_id
     return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
 
 

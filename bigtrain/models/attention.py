@@ -123,12 +123,14 @@ class CoreAttention(nn.Module):
         return out.permute(2, 0, 1, 3)
 
     def _cached(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
-        """[queries, b, heads, head_dim]; without a mask there is one query, which sees all keys."""
-        assert seen is not None or query.shape[0] == 1, "several tokens after a cache need a mask"
+        """[queries, b, heads, head_dim]; without a mask there is one query."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.softmax_scale, enable_gqa=grouped)
-        return out.permute(2, 0, 1, 3)
+        if self.window is not None and q.shape[2] == 1:
+            k, v = (x[:, :, -self.window :] for x in (k, v))
+            seen = None if seen is None else seen[..., -self.window :]
+        elif self.window is not None and seen is not None:
+            seen = seen.triu(k.shape[2] - q.shape[2] - self.window + 1)
+        return self._see(q, k, v, seen).permute(2, 0, 1, 3)
 
     def _each(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """The documents of one sequence [heads, s, head_dim] one by one: no mask is made, and no work done for one."""
@@ -153,7 +155,8 @@ class CoreAttention(nn.Module):
         return torch.cat(out, dim=2)
 
     def _see(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention where `mask` [queries, keys] is true; without one it is causal."""
+        """Attention where `mask` [queries, keys], or one for each sequence, is true; without one it is causal, and a
+        single query sees all keys."""
         dropout = self.dropout if self.training else 0.0
         if self.softcap is not None:
             scale = self.softmax_scale or 1 / math.sqrt(q.shape[-1])
@@ -169,7 +172,7 @@ class CoreAttention(nn.Module):
             v,
             attn_mask=mask,
             dropout_p=dropout,
-            is_causal=mask is None,
+            is_causal=mask is None and q.shape[2] > 1,
             scale=self.softmax_scale,
             enable_gqa=grouped,
         )
@@ -189,6 +192,9 @@ def _capped_attention(
     grouped, k, v = q.unflatten(1, (k.shape[1], -1)), k.unsqueeze(2), v.unsqueeze(2)
     scores = cap * torch.tanh((grouped @ k.transpose(-1, -2)) * (scale / cap))
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        queries, keys = scores.shape[-2:]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    elif mask.ndim == 4:
+        mask = mask.unsqueeze(2)
     weights = scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
     return (F.dropout(weights, dropout) @ v).flatten(1, 2)

@@ -29,11 +29,13 @@ def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run(characters: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that writes a run's folder with a checkpoint of fresh weights, given a `model` section."""
+    """A function that writes a run's folder with a checkpoint, given a `model` section, and the seed of fresh weights
+    or the weights by their global names."""
 
-    def make(seed: int, **model: Any) -> Path:
+    def make(seed: int = 1, weights: dict[str, Any] | None = None, tokenizer: Path = characters, **model: Any) -> Path:
         from bigtrain.checkpoint import store
         from bigtrain.checkpoint.catalog import TrainingState
+        from bigtrain.checkpoint.holdings import holdings
         from bigtrain.data.tokenizer import copy_tokenizer, load_tokenizer
         from bigtrain.parallel import topology
         from bigtrain.parallel.engine import Engine
@@ -53,10 +55,14 @@ def make_run(characters: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         (run / "tokenizer").mkdir()
-        copy_tokenizer(load_tokenizer(characters), run / "tokenizer")
+        copy_tokenizer(load_tokenizer(tokenizer), run / "tokenizer")
         environment = dict(os.environ)
         loaded = load_config(run / "config.yaml", ["training.precision=fp32"])
         engine = Engine(loaded, topology.start_processes(loaded))
+        for held in holdings(engine, to_save=False) if weights else []:
+            if held.name.startswith("model."):
+                box = tuple(slice(at, at + size) for at, size in zip(held.offset, held.shape, strict=True))
+                held.values.copy_(weights[held.name.removeprefix("model.")][box])
         store.save(run / "checkpoints", engine, TrainingState(1, 0, 0), {}, 1)
         engine.close()
         topology.stop_processes()
