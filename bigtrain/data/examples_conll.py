@@ -26,7 +26,7 @@ def read_conll(path: Path, labelled: bool) -> Iterator[Sentence]:
     tags: list[str] = []
     begin = 0
     for number, line in enumerate([*_lines(path), ""], 1):
-        text = line.strip("\r\n ")
+        text = line.strip("\r\n ") if line.strip() else ""
         if text and not text.startswith(("-DOCSTART-", "# ")):
             begin = number if not tokens else begin
             columns = text.split("\t") if "\t" in text else text.split()

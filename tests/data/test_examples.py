@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str | Non
         read_examples(tmp_path / name, "classification", COLUMNS)
 
 
-CONLL = "-DOCSTART- O\n\nEU\tB-ORG\nrejects\tO\nGerman\tB-MISC\ncall\tI-MISC\n\n\nPeter\tB-PER\nBlackburn\tI-PER\n"
+CONLL = "-DOCSTART- O\n\nEU\tB-ORG\nrejects\tO\nGerman\tB-MISC\ncall\tI-MISC\n\t\n\nPeter\tB-PER\nBlackburn\tI-PER\n"
 
 
 def test_conll(tmp_path: Path) -> None:
