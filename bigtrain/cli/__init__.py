@@ -16,6 +16,7 @@ from bigtrain import __version__
 from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
 from bigtrain.cli.data import data_app
+from bigtrain.cli.evaluate import evaluate
 from bigtrain.cli.jobs import logs, status, stop, submit
 from bigtrain.cli.tokenizer import tokenizer_app
 from bigtrain.cli.verify import verify_layouts, verify_masks
@@ -140,6 +141,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     out.print(f"{made.png}\n{made.page}", markup=False)
 
 
+app.command()(evaluate)
 app.command()(submit)
 app.command()(status)
 app.command()(stop)

@@ -16,10 +16,11 @@ def scheme_of(tags: Iterable[str]) -> Scheme:
     Raises:
         ValueError: Some are marked by it and others not.
     """
-    marked = {tag for tag in tags if tag[1:2] == "-" and tag[0] in "BIES" and len(tag) > 2}
+    given = set(tags)
+    marked = {tag for tag in given if tag[1:2] == "-" and tag[0] in "BIES" and len(tag) > 2}
     if not marked:
         return "plain"
-    stray = sorted(set(tags) - marked - {"O"})
+    stray = sorted(given - marked - {"O"})
     if stray:
         raise ValueError(
             f"{', '.join(map(repr, sorted(marked)[:3]))} mark entities, but {', '.join(map(repr, stray[:3]))} are tags "
