@@ -37,13 +37,14 @@ bare, began = peak(), time.perf_counter()
 if {tensors}:
     import torch
     with_torch = peak()
-    from bigtrain.data.loader import micro_batches
+    from bigtrain.data.batch import micro_batches
+    from bigtrain.data.loader import CausalText
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
 imported, cpu_imported = time.perf_counter(), time.process_time()
 samples = Samples(open_dataset({folder!r}), {length}, seed=1, shuffle=True)
 if {tensors}:
-    (batch,) = micro_batches(samples, 0, global_batch_size={batch}, micro_batch_size={batch})
+    (batch,) = micro_batches(CausalText(samples), 0, global_batch_size={batch}, micro_batch_size={batch})
     tokens = batch.input_ids
 else:
     tokens = samples.read(range({batch})).tokens[:, :-1]

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bigtrain.data.loader import micro_batches
+from bigtrain.data.batch import micro_batches
+from bigtrain.data.loader import CausalText
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import load_tokenizer
@@ -102,9 +103,9 @@ def ours(folder: Path, tokens: np.ndarray, lengths: np.ndarray, options: argpars
 
     def batches(packing: str) -> Iterator[Any]:
         samples = Samples(open_dataset(folder / "bigtrain"), options.sequence_length, seed=1, packing=packing)
-        size = options.batch_size
+        text, size = CausalText(samples, packing), options.batch_size
         for step in count():
-            yield micro_batches(samples, step * size, global_batch_size=size, micro_batch_size=size, packing=packing)
+            yield micro_batches(text, step * size, global_batch_size=size, micro_batch_size=size)
 
     return {
         name: lambda packing=packing: batches(packing)

@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigtrain.checkpoint import catalog, store
 from bigtrain.config import Config, parse_config, validate
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 from bigtrain.models.size import parameter_count
@@ -53,7 +53,7 @@ LOSS_TOLERANCE = 1e-4
 NORM_TOLERANCE = 1e-2
 """The same of gradient norms: `clip_grad_norm_` adds up a large embedding's squares in float32 (seen: 2e-3 too low)."""
 
-Step = Callable[[list[Batch], int], tuple[float, float]]
+Step = Callable[[list[CausalBatch], int], tuple[float, float]]
 """A training step: micro-batches and the step's number to (loss, gradient norm before clipping)."""
 
 
@@ -76,7 +76,7 @@ class Side:
     costs: list[Cost]
     results: list[tuple[float, float]]
 
-    def take(self, batches: list[Batch], number: int) -> None:
+    def take(self, batches: list[CausalBatch], number: int) -> None:
         dist.barrier()
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         self.results.append(self.step(batches, number))
@@ -215,7 +215,7 @@ def bigtrain_step(config: Config, checkpoint: Path | None) -> Step:
         store.load(catalog.read(checkpoint), engine)
     targets = config.training.global_batch_size * config.training.sequence_length
 
-    def step(batches: list[Batch], number: int) -> tuple[float, float]:
+    def step(batches: list[CausalBatch], number: int) -> tuple[float, float]:
         result = engine.train_step(batches, targets, learning_rate(config, number), number)
         return float(result.loss), float(result.grad_norm)
 
@@ -257,7 +257,7 @@ def plain_step(config: Config, model: LlamaForCausalLM) -> Step:
     )
     wrapped.train()
 
-    def step(batches: list[Batch], number: int) -> tuple[float, float]:
+    def step(batches: list[CausalBatch], number: int) -> tuple[float, float]:
         total = torch.zeros(())
         for batch in batches:
             with reduction(wrapped, batch is batches[-1]):
@@ -297,7 +297,7 @@ def reduction(model: torch.nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def draw_batches(config: Config, step: int) -> list[Batch]:
+def draw_batches(config: Config, step: int) -> list[CausalBatch]:
     """The step's micro-batches: tokens drawn with probability 1 / rank, as words roughly are."""
     generator = torch.Generator().manual_seed(step)
     training = config.training
@@ -306,7 +306,7 @@ def draw_batches(config: Config, step: int) -> list[Batch]:
     tokens = torch.multinomial(odds, size[0] * size[1], replacement=True, generator=generator).view(size)
     positions = torch.arange(training.sequence_length).expand(training.micro_batch_size, -1).contiguous()
     return [
-        Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), torch.ones(positions.shape), positions)
+        CausalBatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), torch.ones(positions.shape), positions)
         for part in tokens.split(training.micro_batch_size)
     ]
 

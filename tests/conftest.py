@@ -12,7 +12,7 @@ from hypothesis import settings
 from bigtrain.config import Config, load_config
 
 if TYPE_CHECKING:  # torch takes seconds, and some rooms' tests do without
-    from bigtrain.data.loader import Batch
+    from bigtrain.data.loader import CausalBatch
     from bigtrain.parallel.engine import Engine
     from bigtrain.parallel.topology import Layout
 
@@ -39,7 +39,7 @@ logging: {wandb: disabled}
 """
 
 Tiny = Callable[..., Config]
-Batches = Callable[..., "list[Batch]"]
+Batches = Callable[..., "list[CausalBatch]"]
 EngineOf = Callable[[Config], "Engine"]
 
 
@@ -113,14 +113,14 @@ def batches_of() -> Batches:
     """Micro-batches of random tokens for one step of a configuration, always the same for a seed."""
     import torch
 
-    from bigtrain.data.loader import Batch
+    from bigtrain.data.loader import CausalBatch
 
-    def make(config: Config, seed: int = 0) -> "list[Batch]":
+    def make(config: Config, seed: int = 0) -> "list[CausalBatch]":
         t = config.training
         size = (t.global_batch_size, t.sequence_length + 1)
         tokens = torch.randint(config.model.vocab_size, size, generator=torch.Generator().manual_seed(seed))
         return [
-            Batch(part[:, :-1], part[:, 1:], torch.ones(len(part), t.sequence_length), positions)
+            CausalBatch(part[:, :-1], part[:, 1:], torch.ones(len(part), t.sequence_length), positions)
             for part in tokens.split(t.micro_batch_size)
             for positions in [torch.arange(t.sequence_length).expand(len(part), -1)]
         ]

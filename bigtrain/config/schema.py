@@ -15,6 +15,9 @@ from bigtrain.config.section import Fraction, NonNegative, Probability, Section,
 class ModelConfig(Section):
     """The shape of the model."""
 
+    architecture: Literal["gpt", "bert", "t5"] = "gpt"
+    """`gpt` predicts the next token; `bert` (arXiv:1810.04805) what was hidden, from both sides; `t5`
+    (arXiv:1910.10683) a text from another, by an encoder and a decoder."""
     vocab_size: PositiveInt
     """Rows of the embedding, at least the tokenizer's vocabulary. Never padded behind your back:
     choose a multiple of 128 for speed and of `parallel.tensor` for splitting."""

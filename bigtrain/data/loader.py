@@ -1,4 +1,4 @@
-"""The tensors of one training step, and reading the next step's while this one trains."""
+"""Text for a model that predicts the next token, and reading the next step's while this one trains."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bigtrain.data.batch import Batch
 from bigtrain.data.packing import Rows
 from bigtrain.data.samples import TokenSource
 
@@ -18,82 +19,55 @@ Lengths = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch on the CPU; every tensor but `sources` is [sequences, sequence_length]. They may share memory:
-    not to be written to."""
+class CausalBatch(Batch):
+    """Text of which every token but the first is to be predicted from those before it: n is s."""
 
-    input_ids: torch.Tensor
-    """Of the type that the dataset has; :class:`bigtrain.parallel.engine.Engine` makes it int64 on the device."""
-    labels: torch.Tensor
-    """The token after each input."""
-    loss_mask: torch.Tensor
-    """float32: 1 where the label counts, else 0."""
     position_ids: torch.Tensor
-    """int32: 0, 1, 2 … in every sequence, or in every document of it where these are packed apart."""
+    """int32 [b, s]: 0, 1, 2 … in every sequence, or in every document of it where these are packed apart."""
     documents: tuple[Lengths, ...] | None = None
     """Those of each sequence, where these are packed apart; None: attention reads across them."""
-    sources: torch.Tensor | None = None
-    """int64 [sequences]: the number of each one's source, in a mixture."""
 
 
-def counts_every_token(packing: str, mask_document_boundaries: bool) -> bool:
-    """Whether every label is a target, so that their number need not be counted."""
-    return packing in ("contiguous", "documents") and not mask_document_boundaries
-
-
-def micro_batches(
-    samples: TokenSource,
-    first_position: int,
-    *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    data_parallel_rank: int = 0,
-    data_parallel_size: int = 1,
-    mask_document_boundaries: bool = False,
-    packing: str = "contiguous",
-) -> list[Batch]:
-    """This rank's micro-batches of the step whose samples are at `first_position` and the next
-    `global_batch_size` - 1 positions.
-
-    Micro-batch m of data-parallel rank r has the `micro_batch_size` positions from
-    first_position + (m · data_parallel_size + r) · micro_batch_size: the ranks together read the same
-    samples whatever their number, and each only its own. The next step begins at
-    `first_position + global_batch_size`, the only state there is.
+class CausalText:
+    """Samples of text, for a model that predicts the next token. See :class:`bigtrain.data.batch.BatchSource`.
 
     With `mask_document_boundaries` a document's first token is no target: what precedes it is another document.
     With `packing` "documents" or "best_fit" a part of a document counts as one; with the latter its first token is
     no target either. Padding is no target.
-
-    Raises:
-        DataError: a shard is damaged.
     """
-    per_round = micro_batch_size * data_parallel_size
-    assert global_batch_size % per_round == 0, "the configuration was validated"
-    apart = packing in ("documents", "best_fit")
-    masked = mask_document_boundaries or packing == "best_fit"
-    offsets = _offsets(global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size)
-    rows = samples.read(first_position + offsets, apart or masked)
-    loss_mask = _loss_mask(rows, masked)
-    lengths = [_document_lengths(begins, samples.sequence_length) for begins in rows.begins or ()] if apart else None
-    batches = []
-    for first in range(0, len(offsets), micro_batch_size):
-        part = slice(first, first + micro_batch_size)
-        mask, position_ids = _plain(micro_batch_size, samples.sequence_length)
-        if loss_mask is not None:
-            mask = torch.from_numpy(loss_mask[part])
-        if lengths is not None:
-            position_ids = _positions_in_documents(lengths[part], samples.sequence_length)
-        batches.append(
-            Batch(
-                torch.from_numpy(rows.tokens[part, :-1]),
-                torch.from_numpy(rows.tokens[part, 1:]),
-                mask,
-                position_ids,
-                None if lengths is None else tuple(lengths[part]),
-                None if rows.sources is None else torch.from_numpy(rows.sources[part]),
+
+    def __init__(
+        self, samples: TokenSource, packing: str = "contiguous", mask_document_boundaries: bool = False
+    ) -> None:
+        self.samples = samples
+        self.apart = packing in ("documents", "best_fit")
+        self.masked = mask_document_boundaries or packing == "best_fit"
+        self.every_label_counts = packing in ("contiguous", "documents") and not mask_document_boundaries
+
+    def batches(self, positions: np.ndarray, micro_batch_size: int) -> list[CausalBatch]:
+        length = self.samples.sequence_length
+        rows = self.samples.read(positions, self.apart or self.masked)
+        loss_mask = _loss_mask(rows, self.masked)
+        lengths = [_document_lengths(begins, length) for begins in rows.begins or ()] if self.apart else None
+        batches = []
+        for first in range(0, len(positions), micro_batch_size):
+            part = slice(first, first + micro_batch_size)
+            mask, position_ids = _plain(micro_batch_size, length)
+            if loss_mask is not None:
+                mask = torch.from_numpy(loss_mask[part])
+            if lengths is not None:
+                position_ids = _positions_in_documents(lengths[part], length)
+            batches.append(
+                CausalBatch(
+                    torch.from_numpy(rows.tokens[part, :-1]),
+                    torch.from_numpy(rows.tokens[part, 1:]),
+                    mask,
+                    position_ids,
+                    None if lengths is None else tuple(lengths[part]),
+                    sources=None if rows.sources is None else torch.from_numpy(rows.sources[part]),
+                )
             )
-        )
-    return batches
+        return batches
 
 
 def _loss_mask(rows: Rows, first_tokens: bool) -> np.ndarray | None:
@@ -107,12 +81,6 @@ def _loss_mask(rows: Rows, first_tokens: bool) -> np.ndarray | None:
     if rows.padding is not None:
         mask[rows.padding[:, 1:]] = 0
     return mask
-
-
-@functools.lru_cache(maxsize=8)
-def _offsets(global_batch_size: int, micro_batch_size: int, rank: int, size: int) -> np.ndarray:
-    """Of a rank's positions from a step's first."""
-    return np.arange(global_batch_size).reshape(-1, size, micro_batch_size)[:, rank].ravel()
 
 
 @functools.lru_cache(maxsize=8)
@@ -148,11 +116,6 @@ def _positions_in_documents(lengths: Sequence[Lengths], length: int) -> torch.Te
             row[begin : begin + count] = counting[:count]
             begin += count
     return torch.from_numpy(positions)
-
-
-def count_targets(batches: Iterable[Batch]) -> int:
-    """How many labels count in `batches`: the divisor of their mean loss."""
-    return sum(int(batch.loss_mask.sum(dtype=torch.int64)) for batch in batches)
 
 
 def prefetch(load: Callable[[int], T], positions: Iterable[int]) -> Iterator[T]:

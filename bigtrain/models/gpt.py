@@ -18,7 +18,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from bigtrain.config import Config, ModelConfig, exchanges_heads
-from bigtrain.models.attention import CoreAttention
+from bigtrain.data.loader import CausalBatch
+from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.experts import experts_config, experts_spec
 from bigtrain.models.norm import Norm
 from bigtrain.models.stages import layers_per_chunk
@@ -34,6 +35,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 class GPT(GPTModel):
     """Megatron-core's GPT with a loss that does not pay for a split vocabulary where there is none."""
+
+    def losses(self, batch: CausalBatch) -> Tensor:
+        """Those of the batch's targets, float32 [b, s]; hidden states before the last stage."""
+        return self(
+            batch.input_ids,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            packed_seq_params=_documents(batch),
+        )
+
+    def predictions(self, batch: CausalBatch) -> Tensor:
+        """The logits of every next token, [b, s, vocab_size / tensor]; hidden states before the last stage."""
+        return self(batch.input_ids, batch.position_ids, None, packed_seq_params=_documents(batch))
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy of each token, in float32.
@@ -51,6 +66,10 @@ class GPT(GPTModel):
         else:
             losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         return losses.transpose(0, 1)
+
+
+def _documents(batch: CausalBatch) -> PackedDocuments | None:
+    return None if batch.documents is None else PackedDocuments(batch.documents)
 
 
 def build_gpt(config: Config) -> list[GPT]:

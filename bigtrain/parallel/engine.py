@@ -5,9 +5,9 @@ reductions. Between the last backward pass and the reduction, :func:`_reduce_sha
 gradients of parameters that several model-parallel processes hold a copy of.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import deepspeed
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch
-from bigtrain.models.attention import PackedDocuments
+from bigtrain.data.batch import Batch
+from bigtrain.models.build import Chunk, build_model
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.experts import take_router_losses
-from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.initialize import initialize_weights
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
@@ -33,45 +32,57 @@ from bigtrain.parallel.experts import NAME, ExpertGroups, lies_apart, set_expert
 from bigtrain.parallel.random import seed_step
 from bigtrain.parallel.topology import Layout, MegatronGroups
 
+ForwardStep = Callable[[Iterator[Batch], "_Chunk"], tuple[Tensor, Any]]
+
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step tells; the same on every rank."""
 
     loss: Tensor
-    """Mean loss over the targets of the global batch, in nats; float32 scalar on the device."""
+    """Mean loss over the targets of the global batch, in nats; float32 scalar on the device. Of several kinds of
+    targets the sum of their means."""
     grad_norm: Tensor
     """L2 norm of the whole model's gradient before clipping; float32 scalar."""
+    kinds: dict[str, Tensor]
+    """Mean loss over the targets of each kind, by name; float32 scalars."""
     router_losses: Tensor | None = None
     """Load-balancing loss and z-loss, the mean over layers and sequences, unweighted and not part of `loss`; [2]
     float32. None without experts."""
     source_losses: Tensor | None = None
-    """Mean loss over the targets of each source of a mixture, NaN for one that has none in this step; [sources]
-    float32."""
+    """Mean loss over the targets of each source of a mixture, of the first kind alone, NaN for one that has none in
+    this step; [sources] float32."""
 
 
 class Engine:
     """The model, its optimizer and both engines on this process."""
 
-    def __init__(self, config: Config, layout: Layout) -> None:
-        """Build and initialise; the process groups must exist (`topology.start_processes`)."""
+    def __init__(
+        self, config: Config, layout: Layout, build: Callable[[Config], Sequence[Chunk]] = build_model
+    ) -> None:
+        """Build and initialise; the process groups must exist (`topology.start_processes`).
+
+        `build` makes this process's chunks; :mod:`bigtrain.models.build` says what these must be.
+        """
         self.config = config
         self.layout = layout
         seed_step(config.training.seed, 0, layout)
         self._draws = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
-        chunks = build_gpt(config)
+        chunks = build(config)
         self.parameters: list[ShardedParameter] = sharded_parameters(chunks)
         initialize_weights(self.parameters, config.model, config.training.seed)
         self.tied_weight = _mark_for_norm(chunks, layout)
         self.zero = _deepspeed(config, layout, chunks)
         self.chunks = [_Chunk(self.zero, i, chunk) for i, chunk in enumerate(chunks)]
 
-    def train_step(self, batches: Sequence[Batch], targets: float, lr: float, step: int) -> StepResult:
+    def train_step(
+        self, batches: Sequence[Batch], targets: float | Sequence[float], lr: float, step: int
+    ) -> StepResult:
         """One optimizer step on the global batch of which `batches` is this process's part.
 
         Args:
             batches: Micro-batches of this data-parallel rank, of whole sequences whatever `parallel.context`.
-            targets: Number of targets in the loss over the whole global batch.
+            targets: Number of targets in the loss over the whole global batch; of each kind, where there are several.
             lr: Learning rate of this step.
             step: Number of this step, which decides its dropout.
         """
@@ -81,13 +92,17 @@ class Engine:
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
         with self._one_reduction():
-            losses = self._run(batches, targets / (self.layout.data * len(batches)), forward_only=False)
+            of_kinds = [targets] if isinstance(targets, int | float) else list(targets)
+            divisors = [count / (self.layout.data * len(batches)) for count in of_kinds]
+            sums = self._run(batches, self._losses(divisors), forward_only=False)
             self._reduce_shared()
         self.zero.set_gradient_accumulation_boundary(True)
         self.zero.step()
         grad_norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
-        total, of_sources = self._sum_over_world(losses)
-        return StepResult(total / targets, grad_norm, self._router_losses(len(batches)), of_sources)
+        totals, of_sources = self._sum_over_world(sums, len(of_kinds))
+        means = [total / count for total, count in zip(totals, of_kinds, strict=True)]
+        kinds = dict(zip(batches[0].kinds, means, strict=True))
+        return StepResult(sum(means[1:], means[0]), grad_norm, kinds, self._router_losses(len(batches)), of_sources)
 
     @contextmanager
     def _one_reduction(self) -> Iterator[None]:
@@ -105,48 +120,69 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
-        """Sum of the losses of all targets of the global batch, in nats; the same on every rank."""
+        """Sum of the losses of all targets of the global batch, in nats, [kinds]; the same on every rank."""
         self.zero.eval()
-        total, _ = self._sum_over_world(self._run(batches, 1.0, forward_only=True))
-        return total
+        kinds = len(batches[0].kinds)
+        totals, _ = self._sum_over_world(self._run(batches, self._losses([1.0] * kinds)), kinds)
+        return totals
+
+    @torch.no_grad()
+    def predict(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """What the model says of each batch of this process, on the last stage of its pipeline; else nothing."""
+        self.zero.eval()
+
+        def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
+            said = chunk(_on_device(next(iterator), self.layout), "predictions")
+            return said, lambda said: (said.new_zeros(()), said)
+
+        return self._run(batches, forward_step)
 
     def close(self) -> None:
         """Give up DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
         self.zero.destroy()
 
-    def _run(self, batches: Sequence[Batch], divisor: float, forward_only: bool) -> list[Tensor]:
-        """Megatron-core's schedule over the micro-batches; the sums of each (see `_sums`), on the last stage.
-
-        The schedule divides what is differentiated by the number of micro-batches, and multiplies it by
-        `parallel.context`, for the reduction averages over these processes as well.
-        """
+    def _losses(self, divisors: Sequence[float]) -> ForwardStep:
+        """What the schedule calls for each micro-batch and chunk; on the last stage it gives the sums of :func:`_sums`,
+        and what is differentiated: each kind's sum divided by its divisor."""
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
             batch = _on_device(next(iterator), self.layout)
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
                 sums = _sums(losses, batch, len(self.config.data.sources))
-                return sums[0] / divisor, sums.detach()  # the schedule divides the former in place
+                loss = torch.stack([of_kind / divisor for of_kind, divisor in zip(sums, divisors, strict=False)]).sum()
+                return loss, sums.detach()  # the schedule divides the former in place
 
-            return chunk(batch), loss_function
+            return chunk(batch, "losses"), loss_function
 
+        return forward_step
+
+    def _run(self, batches: Sequence[Batch], forward_step: ForwardStep, forward_only: bool = True) -> list[Tensor]:
+        """Megatron-core's schedule over the micro-batches; what `forward_step` gives of each, on the last stage.
+
+        The schedule divides what is differentiated by the number of micro-batches, and multiplies it by
+        `parallel.context`, for the reduction averages over these processes as well.
+        """
         return get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=len(batches),
-            seq_length=self.config.training.sequence_length,
-            micro_batch_size=self.config.training.micro_batch_size,
+            seq_length=batches[0].length,
+            micro_batch_size=len(batches[0].input_ids),
             forward_only=forward_only,
         )
 
-    def _sum_over_world(self, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The sum of all losses, and the mean of each source's, from the sums of this process's micro-batches."""
+    def _sum_over_world(self, sums: Sequence[Tensor], kinds: int) -> tuple[Tensor, Tensor | None]:
+        """The sum of the losses of each kind, and the mean of each source's, from the sums of this process's
+        micro-batches."""
         sources = len(self.config.data.sources)
         counts_here = self.layout.is_last_stage and self.layout.tensor_rank == 0
-        total = torch.stack(list(sums)).sum(0) if counts_here else torch.zeros(1 + 2 * sources, device=compat.device())
+        nothing = torch.zeros(kinds + 2 * sources, device=compat.device())
+        total = torch.stack(list(sums)).sum(0) if counts_here else nothing
         dist.all_reduce(total)
-        return total[0], total[1 : 1 + sources] / total[1 + sources :] if sources else None
+        losses, of_sources, counts = total.split([kinds, sources, sources])
+        return losses, of_sources / counts if sources else None
 
     def _router_losses(self, micro_batches: int) -> Tensor | None:
         model = self.config.model
@@ -171,10 +207,10 @@ class Engine:
 class _Chunk(nn.Module):
     """A chunk of the model as Megatron-core's schedule wants to see it; calls go through DeepSpeed's engine."""
 
-    module: GPT
+    module: Chunk
     _zero: deepspeed.DeepSpeedEngine
 
-    def __init__(self, zero: deepspeed.DeepSpeedEngine, index: int, chunk: GPT) -> None:
+    def __init__(self, zero: deepspeed.DeepSpeedEngine, index: int, chunk: Chunk) -> None:
         super().__init__()
         # Not registered as sub-modules: this is a view.
         object.__setattr__(self, "_zero", zero)
@@ -186,26 +222,24 @@ class _Chunk(nn.Module):
     def set_input_tensor(self, tensor: Tensor) -> None:
         self.module.set_input_tensor(tensor)
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self._zero(self.index, batch)
+    def forward(self, batch: Batch, what: str) -> Tensor:
+        return self._zero(self.index, batch, what)
 
 
 class _Chunks(nn.Module):
     """What DeepSpeed owns: all chunks of this process."""
 
-    def __init__(self, chunks: Sequence[GPT], expert_groups: ExpertGroups | None) -> None:
+    def __init__(self, chunks: Sequence[Chunk], expert_groups: ExpertGroups | None) -> None:
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
         self.expert_groups = expert_groups
 
-    def forward(self, index: int, batch: Batch) -> Tensor:
-        documents = None if batch.documents is None else PackedDocuments(batch.documents)
-        return self.chunks[index](
-            batch.input_ids, batch.position_ids, None, labels=batch.labels, packed_seq_params=documents
-        )
+    def forward(self, index: int, batch: Batch, what: str) -> Tensor:
+        method: Callable[[Batch], Tensor] = getattr(self.chunks[index], what)
+        return method(batch)
 
 
-def _deepspeed(config: Config, layout: Layout, chunks: Sequence[GPT]) -> deepspeed.DeepSpeedEngine:
+def _deepspeed(config: Config, layout: Layout, chunks: Sequence[Chunk]) -> deepspeed.DeepSpeedEngine:
     experts = config.model.num_experts if config.parallel.experts_lie_apart else None
     if experts is not None:
         set_experts_apart(chunks)
@@ -252,7 +286,7 @@ def _group_of_one() -> dist.ProcessGroup:
     return dist.new_group([dist.get_rank()], use_local_synchronization=True)
 
 
-def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None:
+def _mark_for_norm(chunks: Sequence[Chunk], layout: Layout) -> nn.Parameter | None:
     """Tell DeepSpeed which parameters count in this process's share of the gradient norm.
 
     A parameter that is split counts everywhere; a copy counts on the first tensor rank only. The
@@ -277,32 +311,31 @@ def _mark_for_norm(chunks: Sequence[GPT], layout: Layout) -> nn.Parameter | None
 
 
 def _sums(losses: Tensor, batch: Batch, sources: int) -> Tensor:
-    """[1 + 2 · sources] float32: the sum of the losses of all targets, those of each source, and its targets."""
+    """[kinds + 2 · sources] float32: the sum of the losses of the targets of each kind; and of the first kind those of
+    each source, and the weight of its targets."""
     masked = losses * batch.loss_mask
-    total = masked.sum().view(1)
+    kinds = torch.stack([part.sum() for part in masked.split([*batch.kinds.values()], 1)])
     if batch.sources is None:
-        return torch.cat([total, total.new_zeros(2 * sources)]) if sources else total
+        return torch.cat([kinds, kinds.new_zeros(2 * sources)]) if sources else kinds
     own = F.one_hot(batch.sources, sources).to(masked.dtype)  # [sequences, sources]
+    first, *_ = batch.kinds.values()
     with torch.no_grad():
-        of_sources = own.T @ torch.stack([masked.sum(1), batch.loss_mask.sum(1)], dim=1)
-    return torch.cat([total, of_sources.T.flatten()])
+        of_sources = own.T @ torch.stack([masked[:, :first].sum(1), batch.loss_mask[:, :first].sum(1)], dim=1)
+    return torch.cat([kinds, of_sources.T.flatten()])
 
 
 def _on_device(batch: Batch, layout: Layout) -> Batch:
     """This process's part of each sequence, on its device."""
 
-    def here(whole: Tensor) -> Tensor:
-        part = part_of_sequence(whole, layout.context_rank, layout.context)
-        return part.to(compat.device(), non_blocking=True)
+    def here(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        part = part_of_sequence(value, layout.context_rank, layout.context) if value.ndim > 1 else value
+        moved = part.to(compat.device(), non_blocking=True)
+        # Made int64 on the device: what travels is as small as on disk.
+        return moved if moved.is_floating_point() or moved.dtype == torch.bool else moved.long()
 
-    return Batch(
-        here(batch.input_ids).long(),  # on the device: what travels is as small as on disk
-        here(batch.labels).long(),
-        here(batch.loss_mask),
-        here(batch.position_ids).long(),
-        batch.documents,
-        None if batch.sources is None else batch.sources.to(compat.device(), non_blocking=True),
-    )
+    return replace(batch, **{field.name: here(getattr(batch, field.name)) for field in fields(batch)})
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

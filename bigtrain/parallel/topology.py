@@ -7,7 +7,7 @@ Ranks are laid out with tensor parallel fastest, then context, then data paralle
 import datetime
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -161,11 +161,11 @@ def gather(value: T) -> list[T] | None:
     return gathered
 
 
-def sum_over_data(count: int) -> int:
-    """The sum of `count` over the data-parallel group."""
-    total = torch.tensor(count, device=compat.device())
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return int(total)
+def sum_over_data(counts: Sequence[float]) -> list[float]:
+    """The sum of each of `counts` over the data-parallel group."""
+    totals = torch.tensor(counts, dtype=torch.float64, device=compat.device())
+    dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
+    return totals.tolist()
 
 
 @contextmanager

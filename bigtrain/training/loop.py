@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, count_targets, counts_every_token, micro_batches, prefetch
+from bigtrain.data.loader import prefetch
 from bigtrain.data.mixture import Mixture
-from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import records
+from bigtrain.training.batches import BatchReader
 from bigtrain.training.dashboard import Dashboard
 from bigtrain.training.inputs import Inputs
 from bigtrain.training.progress import ProgressLine
@@ -74,7 +73,8 @@ def train(run: Run) -> bool:
     """
     config, steps = run.config, run.config.training.steps
     meter = _Meter()
-    batches = _batches(run)
+    read = BatchReader(config, run.layout, run.inputs.reads)
+    batches = _batches(run, read)
     stopping = False
     began_at = run.state.step
     while run.state.step < steps and not stopping:
@@ -84,7 +84,7 @@ def train(run: Run) -> bool:
         meter.data_arrived()
         step = run.state.step
         lr = learning_rate(config, step)
-        result = run.engine.train_step(micro, _targets(run, micro), lr, step)
+        result = run.engine.train_step(micro, read.targets(micro), lr, step)
         run.state = _after_step(run.state, config)
         _announce_stage(run)
         _record(run, result, lr, meter)
@@ -116,30 +116,11 @@ def _after_step(state: catalog.TrainingState, config: Config) -> catalog.Trainin
     )
 
 
-def _batches(run: Run) -> Any:
+def _batches(run: Run, read: BatchReader) -> Any:
     """This rank's micro-batches of each step still to do, read one step ahead."""
     sequences = run.config.training.global_batch_size
     left = run.config.training.steps - run.state.step
-    positions = range(run.state.position, run.state.position + left * sequences, sequences)
-    return prefetch(batch_reader(run.config, run.layout, run.inputs.reads), positions)
-
-
-def batch_reader(config: Config, layout: Layout, samples: TokenSource) -> Callable[[int], list[Batch]]:
-    """A function from a step's first position to the micro-batches that this rank trains on."""
-
-    def read(position: int) -> list[Batch]:
-        return micro_batches(
-            samples,
-            position,
-            global_batch_size=config.training.global_batch_size,
-            micro_batch_size=config.training.micro_batch_size,
-            data_parallel_rank=layout.data_rank,
-            data_parallel_size=layout.data,
-            mask_document_boundaries=config.data.mask_document_boundaries,
-            packing=config.data.packing,
-        )
-
-    return read
+    return prefetch(read, range(run.state.position, run.state.position + left * sequences, sequences))
 
 
 def _announce_stage(run: Run) -> None:
@@ -148,15 +129,6 @@ def _announce_stage(run: Run) -> None:
         for stage in run.inputs.train.stages:
             if stage.first_position == run.state.position:
                 run.event("stage", shares={name: round(float(share), 6) for name, share in stage.shares.items()})
-
-
-def _targets(run: Run, micro: list[Batch]) -> int:
-    """Targets of the whole global batch, the divisor of its mean loss."""
-    training = run.config.training
-    data = run.config.data
-    if counts_every_token(data.packing, data.mask_document_boundaries):
-        return training.global_batch_size * training.sequence_length
-    return topology.sum_over_data(count_targets(micro))
 
 
 def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
@@ -174,6 +146,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
         "tokens": run.state.tokens,
         "loss": loss,
         "grad_norm": grad_norm,
+        **_kinds(result),
         **_router_losses(result),
         **_of_sources(run, result),
         "learning_rate": lr,
@@ -185,6 +158,11 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
     }
     _publish(run, row)
     run.progress.update(row)
+
+
+def _kinds(result: StepResult) -> dict[str, float]:
+    """The loss of each kind of target, where there are several."""
+    return {f"{kind}_loss": float(loss) for kind, loss in result.kinds.items()} if len(result.kinds) > 1 else {}
 
 
 def _router_losses(result: StepResult) -> dict[str, float]:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch, count_targets, micro_batches
+from bigtrain.data.batch import Batch, micro_batches
 from bigtrain.data.samples import Samples
-from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
+from bigtrain.training.batches import batch_source, targets_of_all
 
 
 def validate(
@@ -24,13 +25,13 @@ def validate(
     """
     size = config.training.global_batch_size
     count = min(config.training.validation_samples or len(samples), len(samples))
-    total, targets = 0.0, 0
+    totals, targets = np.zeros(1), np.zeros(1)
     for first in range(0, count, size):
         before_batch()
         batches = _batches(engine, config, samples, first, count)
-        total += float(engine.evaluate(batches))
-        targets += topology.sum_over_data(count_targets(batches))
-    loss = total / targets
+        totals = totals + engine.evaluate(batches).double().cpu().numpy()
+        targets = targets + np.array(targets_of_all(batches))
+    loss = float((totals / targets).sum())
     manifest = samples.dataset.manifest
     return {
         "validation_loss": loss,
@@ -42,13 +43,12 @@ def _batches(engine: Engine, config: Config, samples: Samples, first: int, count
     """A global batch; what is beyond `count` in the last one counts nothing."""
     layout, training = engine.layout, config.training
     batches = micro_batches(
-        samples,
+        batch_source(samples, samples.packing),
         first,
         global_batch_size=training.global_batch_size,
         micro_batch_size=training.micro_batch_size,
         data_parallel_rank=layout.data_rank,
         data_parallel_size=layout.data,
-        packing=samples.packing,
     )
     kept = []
     for index, batch in enumerate(batches):

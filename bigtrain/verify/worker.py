@@ -15,7 +15,6 @@ from rich.console import Console
 from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, parse_config, validate
-from bigtrain.data.loader import count_targets
 from bigtrain.data.order import permute
 from bigtrain.data.packing import Rows
 from bigtrain.data.samples import TokenSource
@@ -23,8 +22,8 @@ from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults
+from bigtrain.training.batches import BatchReader
 from bigtrain.training.inputs import open_train
-from bigtrain.training.loop import batch_reader
 from bigtrain.training.schedule import learning_rate
 from bigtrain.verify.digests import digest
 from bigtrain.verify.legs import OUTCOMES, Digest, Leg, Outcome, read_legs
@@ -80,7 +79,7 @@ def run_leg(leg: Leg) -> Outcome:
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
     samples = Witness(open_train(config) if leg.real_data else DrawnSamples(config))
-    read = batch_reader(config, layout, samples)
+    read = BatchReader(config, layout, samples)
     engine = Engine(config, layout)
     if leg.load:
         store.load(catalog.read(Path(leg.load)), engine)
@@ -91,9 +90,8 @@ def run_leg(leg: Leg) -> Outcome:
         outcome.digests.update(_save(leg.save, "arrived", engine, leg.steps[0]))
     for step in range(*leg.steps):
         batches = read(step * config.training.global_batch_size)
-        targets = topology.sum_over_data(count_targets(batches))
         rate = learning_rate(config, step)
-        result = engine.train_step(batches, targets, rate, step)
+        result = engine.train_step(batches, read.targets(batches), rate, step)
         outcome.losses.append(float(result.loss))
         outcome.grad_norms.append(float(result.grad_norm))
         outcome.learning_rates.append(rate)

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from bigtrain.checkpoint import store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, to_yaml
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 from bigtrain.parallel.engine import Engine
@@ -87,10 +87,10 @@ CASES = [
 ]
 
 
-def a_batch() -> list[Batch]:
+def a_batch() -> list[CausalBatch]:
     """Two micro-batches: an interleaved pipeline takes no fewer."""
     tokens, positions = torch.arange(68).view(4, 17) * 7 % 512, torch.arange(16).expand(2, -1)
-    return [Batch(part[:, :-1], part[:, 1:], torch.ones(2, 16), positions) for part in tokens.split(2)]
+    return [CausalBatch(part[:, :-1], part[:, 1:], torch.ones(2, 16), positions) for part in tokens.split(2)]
 
 
 def plainly(folder: Path) -> dict[str, torch.Tensor]:

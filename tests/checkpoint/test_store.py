@@ -51,12 +51,12 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 @pytest.fixture(scope="module")
 def trained(world: Layout, tiny: Callable[..., Config]) -> Engine:
     """An engine after two steps."""
-    from bigtrain.data.loader import Batch
+    from bigtrain.data.loader import CausalBatch
 
     config = tiny()
     engine = Engine(config, world)
     tokens = torch.arange(68).view(4, 17) * 7 % 512
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
+    batch = CausalBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
     for step in range(2):
         engine.train_step([batch], 64, 1e-2, step)
     return engine

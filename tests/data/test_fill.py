@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bigtrain.data.batch import micro_batches
 from bigtrain.data.fill import FillInTheMiddle
-from bigtrain.data.loader import micro_batches
+from bigtrain.data.loader import CausalText
 from bigtrain.data.objectives import fim_sentinels
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
@@ -71,7 +72,12 @@ def test_a_sample_is_turned_the_same_for_whoever_reads_it(samples: Samples, toke
     together = make(1).read(range(40)).tokens
     ranks = [
         micro_batches(
-            make(1), 0, global_batch_size=40, micro_batch_size=1, data_parallel_rank=rank, data_parallel_size=2
+            CausalText(make(1)),
+            0,
+            global_batch_size=40,
+            micro_batch_size=1,
+            data_parallel_rank=rank,
+            data_parallel_size=2,
         )
         for rank in range(2)
     ]

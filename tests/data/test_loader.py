@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.loader import Batch, count_targets, micro_batches, prefetch
+from bigtrain.data.batch import count_targets, micro_batches
+from bigtrain.data.loader import CausalBatch, CausalText, prefetch
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
 from bigtrain.data.tokenizer import SentencePieceTokenizer
@@ -44,7 +45,7 @@ def test_the_ranks_read_a_steps_samples_in_order_and_each_only_its_own(
     expected = samples.read(first_position + np.arange(global_batch_size)).tokens
     ranks = [
         micro_batches(
-            samples,
+            CausalText(samples),
             first_position,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
@@ -61,13 +62,13 @@ def test_the_ranks_read_a_steps_samples_in_order_and_each_only_its_own(
 
 
 def test_a_step_reads_on_where_the_last_one_ended(samples: Samples) -> None:
-    whole = micro_batches(samples, 0, global_batch_size=12, micro_batch_size=12)[0].input_ids
-    steps = [micro_batches(samples, first, global_batch_size=4, micro_batch_size=2) for first in (0, 4, 8)]
+    whole = micro_batches(CausalText(samples), 0, global_batch_size=12, micro_batch_size=12)[0].input_ids
+    steps = [micro_batches(CausalText(samples), at, global_batch_size=4, micro_batch_size=2) for at in (0, 4, 8)]
     assert torch.equal(torch.cat([batch.input_ids for step in steps for batch in step]), whole)
 
 
 def test_shapes_and_types(samples: Samples) -> None:
-    for batch in micro_batches(samples, 0, global_batch_size=6, micro_batch_size=3):
+    for batch in micro_batches(CausalText(samples), 0, global_batch_size=6, micro_batch_size=3):
         for tensor in (batch.input_ids, batch.labels, batch.loss_mask, batch.position_ids):
             assert tensor.shape == (3, LENGTH)
         assert batch.input_ids.dtype == batch.labels.dtype == torch.uint16
@@ -80,18 +81,18 @@ def test_shapes_and_types(samples: Samples) -> None:
 
 def test_the_first_token_of_a_document_can_be_left_out(samples: Samples) -> None:
     options = {"global_batch_size": 60, "micro_batch_size": 20}
-    masked = micro_batches(samples, 0, mask_document_boundaries=True, **options)
+    masked = micro_batches(CausalText(samples, mask_document_boundaries=True), 0, **options)
     for batch in masked:
         assert torch.equal(batch.loss_mask == 0, batch.labels == 10)  # a document's first id
     firsts = sum(int((batch.labels == 10).sum()) for batch in masked)
     assert firsts > 0
     assert count_targets(masked) == 60 * LENGTH - firsts
-    assert count_targets(micro_batches(samples, 0, **options)) == 60 * LENGTH
+    assert count_targets(micro_batches(CausalText(samples), 0, **options)) == 60 * LENGTH
 
 
 def test_documents_can_be_packed_apart(samples: Samples) -> None:
     """Their lengths fill each sample, and positions begin anew where a document does."""
-    batches = micro_batches(samples, 0, global_batch_size=60, micro_batch_size=20, packing="documents")
+    batches = micro_batches(CausalText(samples, "documents"), 0, global_batch_size=60, micro_batch_size=20)
     for batch in batches:
         assert batch.documents is not None
         assert [sum(lengths) for lengths in batch.documents] == [LENGTH] * 20
@@ -100,19 +101,19 @@ def test_documents_can_be_packed_apart(samples: Samples) -> None:
             assert all(part[0] == 10 for part in parts[1:]), "each begins with a document's first id"
             assert not any((part[1:] == 10).any() for part in parts)
             assert torch.equal(positions, torch.cat([torch.arange(n) for n in lengths]))
-    whole = micro_batches(samples, 0, global_batch_size=60, micro_batch_size=20)
+    whole = micro_batches(CausalText(samples), 0, global_batch_size=60, micro_batch_size=20)
     assert all(batch.documents is None for batch in whole)
     assert all(torch.equal(one.labels, other.labels) for one, other in zip(batches, whole, strict=True))
 
 
 def test_targets_are_counted_exactly_beyond_what_a_float_holds() -> None:
     ones = torch.ones(1, 1).expand(2**24 + 1, 1)
-    assert count_targets([Batch(ones, ones, ones, ones)]) == 2**24 + 1
+    assert count_targets([CausalBatch(ones, ones, ones, ones)]) == 2**24 + 1
 
 
 def test_a_batch_that_does_not_divide_is_our_own_mistake(samples: Samples) -> None:
     with pytest.raises(AssertionError):
-        micro_batches(samples, 0, global_batch_size=5, micro_batch_size=2)
+        micro_batches(CausalText(samples), 0, global_batch_size=5, micro_batch_size=2)
 
 
 def data_threads() -> list[threading.Thread]:
@@ -163,6 +164,6 @@ def test_a_damaged_shard_reaches_the_trainer(samples: Samples, tmp_path: Path) -
     size = (folder / "shard-00003.arrow").stat().st_size
     (folder / "shard-00003.arrow").write_bytes(b"\0" * size)
     damaged = Samples(open_dataset(folder), LENGTH, shuffle=False)
-    load = lambda first: micro_batches(damaged, first, global_batch_size=20, micro_batch_size=20)  # noqa: E731
+    load = lambda at: micro_batches(CausalText(damaged), at, global_batch_size=20, micro_batch_size=20)  # noqa: E731
     with pytest.raises(Exception, match=r"shard-00003\.arrow: damaged shard"):
         list(prefetch(load, range(0, 100, 20)))

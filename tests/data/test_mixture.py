@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.config import Config, load_config
-from bigtrain.data.loader import micro_batches
+from bigtrain.data.batch import micro_batches
+from bigtrain.data.loader import CausalText
 from bigtrain.data.mixture import Mixture, Stage
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
@@ -65,7 +66,7 @@ def test_the_ranks_read_the_same_blend(parts: dict[str, Samples], data_parallel_
     fresh = Mixture(parts, mixture.stages)
     batches = [
         micro_batches(
-            fresh,
+            CausalText(fresh),
             first,
             global_batch_size=size,
             micro_batch_size=1,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.loader import count_targets, micro_batches
+from bigtrain.data.batch import count_targets, micro_batches
+from bigtrain.data.loader import CausalText
 from bigtrain.data.packing import BINS, BestFit, Padded, best_fit
 from bigtrain.data.samples import Samples
 from bigtrain.data.shards import TokenDataset, open_dataset
@@ -98,7 +99,7 @@ def test_a_stretch_is_packed_alone(make: Make) -> None:
 
 def test_a_part_of_a_document_sees_itself_alone_and_its_first_token_is_no_target(make: Make) -> None:
     samples = Samples(make([7, 4, 20, 11, 6, 2, 9, 33] * 20), 15, seed=3, packing="best_fit")
-    for batch in micro_batches(samples, 0, global_batch_size=40, micro_batch_size=20, packing="best_fit"):
+    for batch in micro_batches(CausalText(samples, "best_fit"), 0, global_batch_size=40, micro_batch_size=20):
         assert batch.documents is not None
         for lengths, positions, mask in zip(batch.documents, batch.position_ids, batch.loss_mask, strict=True):
             assert positions.tolist() == [place for length in lengths for place in range(length)]
@@ -113,7 +114,7 @@ def test_padding_is_no_target(make: Make) -> None:
     samples = Samples(dataset, 9, shuffle=False, packing="padded")
     assert len(samples) == 5
     assert samples.cut.tokens_left_out() == 20
-    (batch,) = micro_batches(samples, 0, global_batch_size=5, micro_batch_size=5, packing="padded")
+    (batch,) = micro_batches(CausalText(samples, "padded"), 0, global_batch_size=5, micro_batch_size=5)
     for row, mask, labels, document in zip(
         batch.input_ids, batch.loss_mask, batch.labels, documents(dataset), strict=True
     ):

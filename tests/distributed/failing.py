@@ -101,7 +101,7 @@ def in_the_engine() -> None:
     from bigtrain.checkpoint.catalog import TrainingState
     from bigtrain.checkpoint.saver import Saver
     from bigtrain.config import parse_config
-    from bigtrain.data.loader import Batch
+    from bigtrain.data.loader import CausalBatch
     from bigtrain.parallel import topology
     from bigtrain.parallel.engine import Engine
 
@@ -129,8 +129,8 @@ def in_the_engine() -> None:
     about_to_fail()
     engine = Engine(config, topology.start_processes(config))
     tokens = torch.zeros(1, SEQUENCE, dtype=torch.int64)
-    good = Batch(tokens, tokens, torch.ones(1, SEQUENCE), torch.arange(SEQUENCE)[None])
-    bad = Batch(tokens + 1_000_000, tokens, good.loss_mask, good.position_ids)
+    good = CausalBatch(tokens, tokens, torch.ones(1, SEQUENCE), torch.arange(SEQUENCE)[None])
+    bad = CausalBatch(tokens + 1_000_000, tokens, good.loss_mask, good.position_ids)
     about_to_fail()
     engine.train_step([good, bad if case.startswith("step") and rank == 1 else good], 4 * SEQUENCE, 1e-3, 0)
     state, checkpoints = TrainingState(step=1, position=4, tokens=64), folder / "checkpoints"

@@ -14,7 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 
 from bigtrain.config import load_config, validate
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.models.attention import CoreAttention
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.gpt import transformer_config
@@ -73,7 +73,7 @@ def steps(case: dict[str, Any]) -> list[tuple[float, float, float]]:
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
     engine = Engine(config, layout)
-    batches = [Batch(*fields) for fields in torch.load(folder / case["tensors"])]
+    batches = [CausalBatch(*fields) for fields in torch.load(folder / case["tensors"])]
     targets, found = float(sum(batch.loss_mask.sum() for batch in batches)), []
     for step in range(2):
         before = engine.evaluate(batches)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import Config, to_yaml
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 from bigtrain.parallel.engine import Engine
@@ -76,14 +76,14 @@ def texts(config: Config) -> list[Tensor]:
     return [tokens, *(torch.where(later >= first, other, tokens) for first in CHANGED_FROM)]
 
 
-def step_batches(config: Config) -> list[Batch]:
+def step_batches(config: Config) -> list[CausalBatch]:
     """Two micro-batches of random text whose early targets do not count, so that processes differ in how many do."""
     t = config.training
     tokens = torch.randint(512, (4, t.sequence_length + 1), generator=torch.Generator().manual_seed(9))
     mask = torch.ones(2, t.sequence_length)
     mask[:, 1:5] = 0
     positions = torch.arange(t.sequence_length).repeat(2, 1)
-    return [Batch(part[:, :-1], part[:, 1:], mask, positions) for part in tokens.split(2)]
+    return [CausalBatch(part[:, :-1], part[:, 1:], mask, positions) for part in tokens.split(2)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bigtrain.checkpoint import catalog, store
 from bigtrain.config import parse_config, validate
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
-from bigtrain.training.loop import batch_reader
+from bigtrain.training.batches import BatchReader
 from bigtrain.training.preflight import open_inputs
 from bigtrain.training.schedule import learning_rate
 
@@ -22,16 +22,16 @@ def train(case: dict) -> list[tuple[float, ...]]:
     config = parse_config(case["config"])
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
-    read = batch_reader(config, layout, open_inputs(config).train)
+    read = BatchReader(config, layout, open_inputs(config).reads)
     engine = Engine(config, layout)
     if case.get("checkpoint"):
         store.load(catalog.read(Path(case["checkpoint"])), engine)
     repeat = case.get("repeat", 1)
-    targets = config.training.global_batch_size * config.training.sequence_length * repeat
     history = []
     for step in range(config.training.steps):
-        batches = read(step * config.training.global_batch_size) * repeat
-        result = engine.train_step(batches, targets, learning_rate(config, step), step)
+        batches = read(step * config.training.global_batch_size)
+        targets = [count * repeat for count in read.targets(batches)]
+        result = engine.train_step([*batches] * repeat, targets, learning_rate(config, step), step)
         router_losses = [] if result.router_losses is None else result.router_losses.tolist()
         history.append((float(result.loss), float(result.grad_norm), *router_losses))
     engine.close()

@@ -8,13 +8,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.models.experts import Router, router_losses, take_router_losses
 from bigtrain.parallel.engine import Engine
 
 Tiny = Callable[..., Config]
 EngineOf = Callable[[Config], Engine]
-Batches = Callable[..., list[Batch]]
+Batches = Callable[..., list[CausalBatch]]
 EXPERTS = "model.num_experts=4"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from bigtrain.config import Config, validate
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.models.gpt import ACTIVATIONS, GPT, build_gpt
 from bigtrain.models.size import parameter_count
 from bigtrain.parallel.engine import Engine
@@ -46,7 +46,7 @@ def test_every_combination_trains_and_has_the_parameters_it_should(
 
 
 def assert_trains(
-    config: Config, engine_of: Callable[[Config], Engine], batches_of: Callable[..., list[Batch]]
+    config: Config, engine_of: Callable[[Config], Engine], batches_of: Callable[..., list[CausalBatch]]
 ) -> None:
     validate(config, 1)
     engine, batches = engine_of(config), batches_of(config)

@@ -18,7 +18,7 @@ from bigtrain.config import load_config
 from bigtrain.parallel import compat, topology
 from bigtrain.parallel.engine import Engine
 import torch
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 
 from bigtrain.checkpoint import catalog, store
 
@@ -28,7 +28,7 @@ import deepspeed, megatron.core.pipeline_parallel.schedules as schedules
 import megatron.core.models.common.embeddings.rope_utils as rope_utils
 from megatron.core.tensor_parallel import random
 tokens = torch.arange(68).view(4, 17)
-batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
+batch = CausalBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(4, 16), torch.arange(16).expand(4, -1))
 for stage in range(4):
     config = load_config(sys.argv[1], [f"parallel.zero_stage={stage}"])
     engine = Engine(config, topology.start_processes(config))

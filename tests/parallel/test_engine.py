@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.loader import Batch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.parallel.engine import Engine, StepResult
 
 Tiny = Callable[..., Config]
 EngineOf = Callable[[Config], Engine]
-Batches = Callable[..., list[Batch]]
+Batches = Callable[..., list[CausalBatch]]
 DROPOUT = ("model.hidden_dropout=0.2", "model.attention_dropout=0.2")
 
 

@@ -55,7 +55,7 @@ def test_a_description_has_the_sizes_alone(world: Layout) -> None:
 def test_agreements_of_one(world: Layout) -> None:
     assert topology.any_rank(True)
     assert not topology.any_rank(False)
-    assert topology.sum_over_data(7) == 7
+    assert topology.sum_over_data([7, 0.5]) == [7, 0.5]
     with topology.together():
         pass
     with pytest.raises(DataError, match="the shard"), topology.together():
@@ -80,7 +80,7 @@ def test_start_and_stop_can_be_repeated(tiny: Callable[..., Config], world: Layo
     topology.stop_processes()
     topology.stop_processes()
     assert topology.start_processes(tiny()) == world
-    assert topology.sum_over_data(2) == 2
+    assert topology.sum_over_data([2]) == [2]
     assert not topology.any_rank(False)
 
 
@@ -106,7 +106,7 @@ for axis in ("tensor", "pipeline", "data", "context"):
         "replica": [layout.replica_rank, layout.replicas],
         "last": layout.is_last_stage,
         "data": layout.data,
-        "sum": topology.sum_over_data(10 + layout.rank),
+        "sum": topology.sum_over_data([10 + layout.rank])[0],
         "any": topology.any_rank(layout.rank == 1),
         "none": topology.any_rank(False),
         "shared_random": torch.rand(()).item(),

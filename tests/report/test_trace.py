@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config import Config, to_yaml
-from bigtrain.data.loader import micro_batches
+from bigtrain.data.batch import micro_batches
+from bigtrain.data.loader import CausalText
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import UserError
 from bigtrain.report.trace import Trace, trace
@@ -50,7 +51,7 @@ def test_the_documents_of_a_step_are_those_of_its_batches(
     train = open_train(config)
     tokenizer = load_tokenizer(dataset / "train")
     for step in (7, 8):
-        (batch,) = micro_batches(train, (step - 1) * 4, global_batch_size=4, micro_batch_size=4, packing=packing)
+        (batch,) = micro_batches(CausalText(train, packing), (step - 1) * 4, global_batch_size=4, micro_batch_size=4)
         for number, ids in enumerate(batch.input_ids.tolist()):
             position = (step - 1) * 4 + number
             parts = [part for part in found if part.position == position]

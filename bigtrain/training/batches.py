@@ -1,0 +1,45 @@
+"""From the positions of a run to the batches that a rank trains on."""
+
+from collections.abc import Sequence
+
+from bigtrain.config import Config
+from bigtrain.data.batch import Batch, BatchSource, count_targets, micro_batches
+from bigtrain.data.loader import CausalText
+from bigtrain.data.samples import TokenSource
+from bigtrain.parallel import topology
+from bigtrain.parallel.topology import Layout
+
+
+def batch_source(samples: TokenSource, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
+    """Batches of samples, of the kind that these are for; the options are those of the `data` section."""
+    return CausalText(samples, packing, mask_document_boundaries)
+
+
+class BatchReader:
+    """Reads what this rank trains on."""
+
+    def __init__(self, config: Config, layout: Layout, samples: TokenSource) -> None:
+        self._training, self._layout = config.training, layout
+        self._source = batch_source(samples, config.data.packing, config.data.mask_document_boundaries)
+
+    def __call__(self, position: int) -> Sequence[Batch]:
+        """The micro-batches of the step whose first sample is at `position`. Raises DataError: a shard is damaged."""
+        return micro_batches(
+            self._source,
+            position,
+            global_batch_size=self._training.global_batch_size,
+            micro_batch_size=self._training.micro_batch_size,
+            data_parallel_rank=self._layout.data_rank,
+            data_parallel_size=self._layout.data,
+        )
+
+    def targets(self, batches: Sequence[Batch]) -> list[float]:
+        """Of each kind the targets of the whole global batch, the divisor of their mean loss."""
+        if self._source.every_label_counts:
+            return [self._training.global_batch_size * self._training.sequence_length]
+        return targets_of_all(batches)
+
+
+def targets_of_all(batches: Sequence[Batch]) -> list[float]:
+    """Of each kind of target how much those of all data-parallel ranks weigh; all of these ranks call it."""
+    return topology.sum_over_data([count_targets(batches, kind) for kind in range(len(batches[0].kinds))])
