@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
 from bigtrain.checkpoint.files import reader
-from bigtrain.checkpoint.holdings import finish_load, holdings
+from bigtrain.checkpoint.holdings import PREFIXES, Holding, adam_step, finish_load, holdings
 from bigtrain.checkpoint.planners import LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
@@ -42,10 +42,23 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     Raises:
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
-    held = holdings(engine, to_save=False)
+    _fill(holdings(engine, to_save=False), checkpoint)
+    finish_load(engine, checkpoint.adam_step)
+
+
+def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: str | None = None) -> None:
+    """Fill the engine's weights alone, as :func:`load` does; the optimizer stays as it is.
+
+    Weights whose names begin with `but` keep what they have.
+    """
+    held = [box for box in holdings(engine, to_save=False) if box.name.startswith(PREFIXES["weight"])]
+    _fill([box for box in held if but is None or not box.name.startswith(PREFIXES["weight"] + but)], checkpoint)
+    finish_load(engine, adam_step(engine))
+
+
+def _fill(held: list[Holding], checkpoint: Checkpoint) -> None:
     try:
         dcp.load(state_dict(held), storage_reader=reader(checkpoint), planner=LoadPlanner(held))
     except dcp.api.CheckpointException as error:
         causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
         raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error
-    finish_load(engine, checkpoint.adam_step)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from bigtrain.config.section import Fraction, NonNegative, Probability, Section, Text
+from bigtrain.config.tasks import FinetuneConfig
 
 
 class ModelConfig(Section):
@@ -357,7 +358,8 @@ class Config(Section):
 
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig
+    data: DataConfig = DataConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -22,6 +22,10 @@ _END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_e
 """What known tokenizers call it, looked for in this order where no `tokenizer_config.json` names it."""
 
 
+Span = tuple[int, int]
+"""The first character, and the one after the last."""
+
+
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 
@@ -41,6 +45,9 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each of `texts`."""
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """The ids of `text`, and the characters that each stands for; a character may be shared by several."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are spelled out by Hugging Face tokenizers and silent in SentencePiece."""
@@ -72,6 +79,12 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._processor.encode(texts, num_threads=1)
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        at = [place for place, char in enumerate(text) for _ in char.encode()]  # of each byte, which it counts in
+        at.append(len(text))
+        return [p.id for p in pieces], [(at[p.begin], at[max(p.end - 1, p.begin)] + (p.end > p.begin)) for p in pieces]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
@@ -101,6 +114,10 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -132,6 +149,11 @@ class TiktokenTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        ids = self.encode(text)
+        _, begins = self._encoding.decode_with_offsets(ids)
+        return ids, list(zip(begins, [*begins[1:], len(text)], strict=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])

@@ -17,7 +17,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def score_answers(predictions: Predictions, seed: int = 0) -> Scores:
+def score_answers(predictions: Predictions, seed: int | None = 0) -> Scores:
     """Exact match and F1 in percent, the best over a question's right answers; of questions with and without an answer
     apart where there are both."""
     exact, f1 = answer_scores(predictions)

@@ -14,7 +14,7 @@ BINS = 15
 _AVERAGES = ("precision", "recall", "f1")
 
 
-def score_classes(predictions: Predictions, seed: int = 0) -> Scores:
+def score_classes(predictions: Predictions, seed: int | None = 0) -> Scores:
     """The figures of a classification.
 
     The macro averages go over all classes that occur as truth or as prediction.

@@ -8,7 +8,7 @@ from bigtrain.evaluate.predictions import Predictions
 from bigtrain.evaluate.scores import Metric, Scores, scored
 
 
-def score_numbers(predictions: Predictions, seed: int = 0) -> Scores:
+def score_numbers(predictions: Predictions, seed: int | None = 0) -> Scores:
     """The figures of a regression. Correlations are not defined where all numbers of a side are the same."""
     metric = number_metric(predictions)
     everything = np.arange(len(predictions))

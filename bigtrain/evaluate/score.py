@@ -17,6 +17,7 @@ _SCORERS = {
 }
 
 
-def score(predictions: Predictions, seed: int = 0) -> Scores:
-    """The figures of a task's predictions, with intervals by a bootstrap over the examples, which `seed` decides."""
+def score(predictions: Predictions, seed: int | None = 0) -> Scores:
+    """The figures of a task's predictions, with intervals by a bootstrap over the examples, which `seed` decides;
+    None: without intervals."""
     return _SCORERS[predictions.task](predictions, seed)

@@ -44,11 +44,13 @@ class Scores:
         return asdict(self)
 
 
-def scored(values: dict[str, float], metric: Metric | None = None, count: int = 0, seed: int = 0) -> dict[str, Score]:
+def scored(
+    values: dict[str, float], metric: Metric | None = None, count: int = 0, seed: int | None = 0
+) -> dict[str, Score]:
     """Figures with the intervals of those that `metric` gives, by the percentiles of a bootstrap over `count` examples
     (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13)."""
     spread: dict[str, list[float]] = {}
-    if metric is not None and count > 1:
+    if metric is not None and seed is not None and count > 1:
         for chosen in resamples(count, seed):
             for name, value in metric(chosen).items():
                 spread.setdefault(name, []).append(value)

@@ -11,7 +11,7 @@ from bigtrain.evaluate.predictions import Predictions
 from bigtrain.evaluate.scores import RESAMPLES, Score, Scores
 
 
-def score_sequences(predictions: Predictions, seed: int = 0) -> Scores:
+def score_sequences(predictions: Predictions, seed: int | None = 0) -> Scores:
     """BLEU and chrF with one reference, on the text as it is; the intervals are sacreBLEU's own bootstrap."""
     (found,), signatures = _paired([predictions])
     scores = {

@@ -13,7 +13,7 @@ from bigtrain.evaluate.predictions import Predictions
 from bigtrain.evaluate.scores import Metric, Scores, scored
 
 
-def score_tags(predictions: Predictions, seed: int = 0) -> Scores:
+def score_tags(predictions: Predictions, seed: int | None = 0) -> Scores:
     """The figures of tagging: an entity is right if its type and both its ends are (`conlleval`'s rule).
 
     Plain tags are scored as classes, token by token; the interval is over sentences either way.
@@ -37,7 +37,7 @@ def score_tags(predictions: Predictions, seed: int = 0) -> Scores:
         "precision": float(micro["precision"]),
         "recall": float(micro["recall"]),
         "f1_macro": float(macro["f1-score"]),
-        "token_accuracy": float(accuracy_score([*chain(*predictions.truth)], [*chain(*predictions.predicted)])),
+        "accuracy": float(accuracy_score([*chain(*predictions.truth)], [*chain(*predictions.predicted)])),
     }
     per_class = {
         name: {
@@ -67,15 +67,15 @@ def tag_metric(predictions: Predictions) -> Metric:
     )
 
     def metric(chosen: np.ndarray) -> dict[str, float]:
-        accuracy = right[chosen].sum() / max(tokens[chosen].sum(), 1)
+        accuracy = float(right[chosen].sum() / max(tokens[chosen].sum(), 1))
         if scheme == "plain":
-            return {"accuracy": float(accuracy)}
+            return {"accuracy": accuracy}
         hits, gold, said = both[chosen].sum(), true[chosen].sum(), guessed[chosen].sum()
         return {
             "f1": 2 * hits / max(gold + said, 1),
             "precision": hits / max(said, 1),
             "recall": hits / max(gold, 1),
-            "token_accuracy": float(accuracy),
+            "accuracy": accuracy,
         }
 
     return metric

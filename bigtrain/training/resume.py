@@ -16,6 +16,9 @@ _DATA_KEYS = {
     "shuffle": "data.shuffle",
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
+    "task": "finetune.task",
+    "examples": "finetune.train (its contents)",
+    "labels": "finetune.labels, or those of finetune.train",
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bigtrain.config import Config
-from bigtrain.data.batch import Batch, micro_batches
+from bigtrain.data.batch import Batch, BatchSource, micro_batches
 from bigtrain.data.samples import Samples
 from bigtrain.parallel.engine import Engine
 from bigtrain.training.batches import batch_source, targets_of_all
@@ -23,15 +23,8 @@ def validate(
         `validation_loss` in nats a token, and `validation_bits_per_byte`: what a code built on the model
         would need for a byte of the text, end-of-document tokens included.
     """
-    size = config.training.global_batch_size
     count = min(config.training.validation_samples or len(samples), len(samples))
-    totals, targets = np.zeros(1), np.zeros(1)
-    for first in range(0, count, size):
-        before_batch()
-        batches = _batches(engine, config, samples, first, count)
-        totals = totals + engine.evaluate(batches).double().cpu().numpy()
-        targets = targets + np.array(targets_of_all(batches))
-    loss = float((totals / targets).sum())
+    loss = mean_loss(engine, config, batch_source(samples, samples.packing), count, before_batch)
     manifest = samples.dataset.manifest
     return {
         "validation_loss": loss,
@@ -39,11 +32,24 @@ def validate(
     }
 
 
-def _batches(engine: Engine, config: Config, samples: Samples, first: int, count: int) -> list[Batch]:
+def mean_loss(
+    engine: Engine, config: Config, source: BatchSource, count: int, before_batch: Callable[[], None]
+) -> float:
+    """Mean loss over the targets of the first `count` samples, in nats a target; the same on every rank."""
+    totals, targets = np.zeros(1), np.zeros(1)
+    for first in range(0, count, config.training.global_batch_size):
+        before_batch()
+        batches = _batches(engine, config, source, first, count)
+        totals = totals + engine.evaluate(batches).double().cpu().numpy()
+        targets = targets + np.array(targets_of_all(batches))
+    return float((totals / targets).sum())
+
+
+def _batches(engine: Engine, config: Config, source: BatchSource, first: int, count: int) -> list[Batch]:
     """A global batch; what is beyond `count` in the last one counts nothing."""
     layout, training = engine.layout, config.training
     batches = micro_batches(
-        batch_source(samples, samples.packing),
+        source,
         first,
         global_batch_size=training.global_batch_size,
         micro_batch_size=training.micro_batch_size,

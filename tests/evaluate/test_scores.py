@@ -132,7 +132,7 @@ def test_entities_equal_a_count_by_hand() -> None:
     assert {name: found.scores[name].value for name in everything} == pytest.approx(everything)
     spoken = predictions("tagging", [["B-X", "I-X", "O", "B-Y"]], [["B-X", "O", "O", "B-Y"]])
     by_hand = score(spoken).scores
-    assert (by_hand["precision"].value, by_hand["recall"].value, by_hand["token_accuracy"].value) == (0.5, 0.5, 0.75)
+    assert (by_hand["precision"].value, by_hand["recall"].value, by_hand["accuracy"].value) == (0.5, 0.5, 0.75)
     assert score(spoken).details["per_class"]["X"]["examples"] == 1
     plain = score(predictions("tagging", [["N", "V"], ["N"]], [["N", "N"], ["N"]]))
     assert plain.scores["accuracy"].value == pytest.approx(2 / 3)

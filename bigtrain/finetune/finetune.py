@@ -1,0 +1,131 @@
+"""A run of fine-tuning: what differs from pretraining."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bigtrain.checkpoint import store
+from bigtrain.config import Config
+from bigtrain.evaluate.score import score
+from bigtrain.finetune.batches import TaskBatches
+from bigtrain.finetune.decode import as_predictions, decode
+from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
+from bigtrain.finetune.predict import outputs
+from bigtrain.models.build import build_model
+from bigtrain.models.heads import HEAD, build_with_head
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+from bigtrain.parallel.topology import Layout
+from bigtrain.training import records
+from bigtrain.training.loop import Run, publish
+from bigtrain.training.pretrain import Purpose, pretrain
+from bigtrain.training.validation import mean_loss
+
+LOWER_IS_BETTER = "loss"
+"""Of all metrics."""
+
+
+def finetune(config: Config) -> int:
+    """Start or continue the run in `training.output_dir`; every process of the world calls it.
+
+    Returns:
+        0 when training has ended, 75 when the run was asked to stop and waits to be continued.
+
+    Raises:
+        UserError: On every rank, before the first step.
+    """
+    return pretrain(config, PURPOSE)
+
+
+def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
+    """The model with the task's head, and the weights of `finetune.init` below it."""
+    if config.finetune.task == "sequence_to_sequence":
+        build: Any = build_model
+    else:
+        build = partial(build_with_head, outputs=inputs.outputs)
+    engine = Engine(config, layout, build)
+    if inputs.init is not None and inputs.checkpoint is None:
+        store.load_weights(inputs.init, engine, but=HEAD)
+    return engine
+
+
+def judge(run: Run) -> bool:
+    """Measure the model on the held-out examples, and keep it if it is the best so far.
+
+    Returns:
+        Whether `finetune.patience` is exhausted.
+    """
+    inputs, config, step = run.inputs, run.config, run.state.step
+    if inputs.validation is None:
+        return False
+    feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
+    found = _measure(run, feed)
+    rows = [*_judged(config), found] if found else []
+    is_best = topology.any_rank(bool(rows) and best_row(config, rows) is found)
+    if is_best:
+        run.watchdog.feed(f"the best checkpoint, of step {step}", step, long=True)
+        store.save(run.output_dir / BEST, run.engine, run.state, inputs.data_identity, keep_last=1)
+    run.event("evaluate", **{**(found or {}), "best": is_best})
+    if found:
+        publish(run, found)
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "step")
+        run.progress.say(f"step {step}: {figures}{' (the best so far)' if is_best else ''}")
+    return topology.any_rank(_exhausted(config, rows))
+
+
+def best_row(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The validation that is best in `finetune.metric`, the first of equal ones."""
+    key = f"validation_{config.finetune.metric}"
+    sign = -1 if config.finetune.metric == LOWER_IS_BETTER else 1
+    return max(rows, key=lambda row: float("-inf") if row[key] is None else sign * row[key])
+
+
+def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
+    """The loss and the figures of the held-out examples, on rank 0."""
+    inputs, config = run.inputs, run.config
+    if config.finetune.task == "sequence_to_sequence":
+        source = TaskBatches(inputs.validation, config, shuffle=False)
+        loss = mean_loss(run.engine, config, source, len(inputs.validation), feed)
+        return {"step": run.state.step, "validation_loss": loss} if run.is_first else None
+    found = outputs(run.engine, config, inputs.validation, feed)
+    if found is None:
+        return None
+    rows = decode(config, inputs.validation, found.of_items, inputs.labels)
+    predictions = as_predictions(config, rows, run.output_dir.name)
+    assert predictions is not None, "labelled examples were read"
+    figures = {name: value.value for name, value in score(predictions, seed=None).scores.items()}
+    kept = {name: figures[name] for name in _KEPT if name in figures}
+    return {"step": run.state.step, "validation_loss": found.loss} | {f"validation_{k}": v for k, v in kept.items()}
+
+
+_KEPT = ("accuracy", "f1", "exact_match", "pearson", "spearman", "rmse")
+
+
+def _judged(config: Config) -> list[dict[str, Any]]:
+    """The validations so far."""
+    rows = records.read_rows(Path(config.training.output_dir) / records.METRICS)
+    return [row for row in rows if "validation_loss" in row]
+
+
+def _exhausted(config: Config, rows: list[dict[str, Any]]) -> bool:
+    if not config.finetune.patience or not rows:
+        return False
+    return len(rows) - 1 - rows.index(best_row(config, rows)) >= config.finetune.patience
+
+
+def _is_done(config: Config, inputs: TaskInputs) -> bool:
+    resumed = inputs.checkpoint
+    if resumed is None:
+        return False
+    rows = [row for row in _judged(config) if row["step"] <= resumed.state.step]
+    return resumed.state.step == config.training.steps or _exhausted(config, rows)
+
+
+PURPOSE = Purpose(
+    open=open_task,
+    engine=task_engine,
+    samples=lambda config, inputs: TaskBatches(inputs.train, config, shuffle=True),
+    validate=judge,
+    settled=resolved,
+    is_done=_is_done,
+)

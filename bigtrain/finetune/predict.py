@@ -1,0 +1,62 @@
+"""A model's outputs for the examples of a file, and what they say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigtrain.config import Config
+from bigtrain.data.batch import micro_batches
+from bigtrain.finetune.batches import TaskBatches
+from bigtrain.finetune.encode import Encoded
+from bigtrain.models.heads import task_losses
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the head gave, on rank 0."""
+
+    loss: float
+    """Mean over the targets, in the unit of the task's loss; NaN without labels."""
+    of_items: list[np.ndarray]
+    """float32 [outputs], or [s, outputs]."""
+
+
+def outputs(
+    engine: Engine, config: Config, encoded: Encoded, before_batch: Callable[[], None] = lambda: None
+) -> Outputs | None:
+    """The head's outputs for all items; every rank calls it, rank 0 gets them, the others None."""
+    source = TaskBatches(encoded, config, shuffle=False)
+    layout, training, task = engine.layout, config.training, config.finetune.task
+    assert task is not None, "the configuration was validated"
+    assert task != "sequence_to_sequence", "a text is generated"
+    speaks = layout.is_last_stage and layout.tensor_rank == 0
+    found: list[tuple[int, np.ndarray]] = []
+    total = weight = 0.0
+    for first in range(0, len(encoded), training.global_batch_size):
+        before_batch()
+        batches = micro_batches(
+            source,
+            first,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            data_parallel_rank=layout.data_rank,
+            data_parallel_size=layout.data,
+        )
+        said = engine.predict(batches)
+        for number, (batch, given) in enumerate(zip(batches, said, strict=False) if speaks else ()):
+            here = given.float().cpu()
+            losses = task_losses(task, here, batch.labels)
+            total += float((losses.double() * batch.loss_mask).sum())
+            weight += float(batch.loss_mask.double().sum())
+            position = first + (number * layout.data + layout.data_rank) * training.micro_batch_size
+            found += [(position + row, values) for row, values in enumerate(here.numpy())]
+    gathered = topology.gather((found, total, weight))
+    if gathered is None:
+        return None
+    rows = dict(row for rows, _, _ in gathered for row in rows)
+    weights = sum(part[2] for part in gathered)
+    loss = sum(part[1] for part in gathered) / weights if weights else float("nan")
+    return Outputs(loss, [rows[number] for number in range(len(encoded))])
