@@ -24,6 +24,8 @@ class CausalTask(CausalBatch):
 
     speaks: Tensor = field(kw_only=True)
     """[b]: the token that speaks for each text."""
+    lengths: Tensor = field(kw_only=True)
+    """[b]: tokens of each, without padding."""
 
 
 class TaskBatches:
@@ -69,4 +71,5 @@ class TaskBatches:
             weights[row, : len(item.labels)] = torch.from_numpy(item.weights) * counts
         speaks = torch.tensor([item.speaks for item, _ in chosen])
         positions = torch.arange(length, dtype=torch.int32).expand(len(chosen), length)
-        return CausalTask(ids, labels, weights, positions, speaks=speaks)
+        lengths = torch.tensor([len(item.ids) for item, _ in chosen])
+        return CausalTask(ids, labels, weights, positions, speaks=speaks, lengths=lengths)

@@ -42,7 +42,7 @@ class TaskChunk(nn.Module):
     def __init__(self, chunk: Chunk, config: Config, outputs: int) -> None:
         super().__init__()
         self.kind: Any = config.finetune.task
-        self.config, self.vp_stage = chunk.config, chunk.vp_stage
+        self.config, self.vp_stage, self.model_type = chunk.config, chunk.vp_stage, chunk.model_type
         self.pre_process, self.post_process = chunk.pre_process, chunk.post_process
         self.head = Head(config, outputs, chunk.config) if chunk.post_process else None
         if chunk.post_process:
@@ -71,7 +71,11 @@ class TaskChunk(nn.Module):
         hidden = hidden.transpose(0, 1)
         if self.kind in ("classification", "regression"):
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.speaks]  # type: ignore[attr-defined]
-        return self.head(hidden).float()
+        said = self.head(hidden).float()
+        if self.kind == "question_answering":  # no answer lies in padding
+            place = torch.arange(said.shape[1], device=said.device)
+            said = said.masked_fill((place >= batch.lengths[:, None])[..., None], float("-inf"))  # type: ignore[attr-defined]
+        return said
 
     def sharded_state_dict(self) -> dict[str, Any]:
         """Where each parameter lies in the whole model."""

@@ -43,6 +43,9 @@ class RunInputs(Protocol):
     def told(self) -> dict[str, Any]:
         """What the event of the start tells of it."""
 
+    def notes(self) -> list[str]:
+        """What the user must know of it."""
+
     def close(self) -> None:
         """Let go of what is open."""
 
@@ -70,6 +73,10 @@ class Inputs:
         if isinstance(self.train, Mixture):
             return {"tokens_left_out": {name: s.cut.tokens_left_out() for name, s in self.train.sources.items()}}
         return {"tokens_left_out": self.train.cut.tokens_left_out()}
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
 
     def close(self) -> None:
         """End the threads that fetch ahead."""

@@ -196,6 +196,8 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
+    for note in run.inputs.notes():
+        run.progress.say(note)
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
     run.progress.say(
         f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "
