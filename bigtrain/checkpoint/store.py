@@ -1,6 +1,6 @@
 """Save and load: every process writes what it holds, and reads what it will hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,15 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     finish_load(engine, checkpoint.adam_step)
 
 
-def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: str | None = None) -> None:
+def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: Sequence[str] = ()) -> None:
     """Fill the engine's weights alone, as :func:`load` does; the optimizer stays as it is.
 
-    Weights whose names begin with `but` keep what they have.
+    Weights whose names begin with one of `but` keep what they have.
     """
-    held = [box for box in holdings(engine, to_save=False) if box.name.startswith(PREFIXES["weight"])]
-    _fill([box for box in held if but is None or not box.name.startswith(PREFIXES["weight"] + but)], checkpoint)
+    prefix = PREFIXES["weight"]
+    left_out = tuple(prefix + name for name in but)
+    held = holdings(engine, to_save=False)
+    _fill([box for box in held if box.name.startswith(prefix) and not box.name.startswith(left_out)], checkpoint)
     finish_load(engine, adam_step(engine))
 
 

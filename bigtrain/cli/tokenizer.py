@@ -14,11 +14,12 @@ Sample = Annotated[float, typer.Option(help="Text to take, from all over it.")]
 
 
 class TokenizerType(StrEnum):
-    """SentencePiece's two kinds, and the `tokenizers` package's byte-level one."""
+    """SentencePiece's two kinds, and two of the `tokenizers` package: byte-level, and BERT's."""
 
     bpe = "bpe"
     unigram = "unigram"
     byte_bpe = "byte-bpe"
+    wordpiece = "wordpiece"
 
 
 class Normalization(StrEnum):
@@ -31,12 +32,13 @@ class Normalization(StrEnum):
 @tokenizer_app.command("train")
 def tokenizer_train(
     inputs: Annotated[list[Path], typer.Argument(help="Files or folders of text.")],
-    output: Annotated[Path, typer.Option(help="SentencePiece model to write (.model); for byte-bpe a folder.")],
+    output: Annotated[Path, typer.Option(help="SentencePiece model to write (.model); for the others a folder.")],
     vocab_size: Annotated[int, typer.Option(help="Pieces, special tokens included.")],
     pattern: Pattern = "*",
     exclude: Exclude = None,
     tokenizer_type: Annotated[
-        TokenizerType, typer.Option("--type", "--model-type", help="SentencePiece's bpe or unigram; or tokenizer.json.")
+        TokenizerType,
+        typer.Option("--type", "--model-type", help="bpe and unigram are SentencePiece's."),
     ] = TokenizerType.bpe,
     special_token: Annotated[
         list[str] | None, typer.Option(help="A piece with an id of its own that no text spells; repeatable.")
@@ -46,6 +48,7 @@ def tokenizer_train(
     normalization: Annotated[
         Normalization, typer.Option(help="nfkc makes variants of a character one; text does not come back then.")
     ] = Normalization.none,
+    lowercase: Annotated[bool, typer.Option(help="For wordpiece: neither capitals nor accents.")] = False,
     sample_megabytes: Sample = 8,
     validation_fraction: Annotated[float, typer.Option(help="What `data prepare` will hold out.")] = 0.0,
 ) -> None:
@@ -69,6 +72,7 @@ def tokenizer_train(
         byte_fallback=byte_fallback,
         split_digits=split_digits,
         normalization=normalization.value,
+        lowercase=lowercase,
     )
     out.print(f"{made.path}: {made.vocab_size:,} pieces")
 

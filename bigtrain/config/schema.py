@@ -54,6 +54,10 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections alone (Qwen2)."""
     tie_word_embeddings: bool = False
     """The output layer uses the embedding's weights."""
+    type_vocab_size: PositiveInt = 2
+    """Segments that BERT's embedding tells apart."""
+    add_pooling_layer: bool = False
+    """BERT's layer over the first token that `data.sentence_objective` is learned from."""
     num_experts: PositiveInt | None = None
     """Feed-forward blocks of each layer, of which a router picks `num_experts_per_tok` for each token (mixture of
     experts, arXiv:2101.03961); default: one, without a router."""
@@ -73,7 +77,7 @@ class ModelConfig(Section):
     attention_dropout: Probability = 0.0
     """Dropout probability of the attention weights."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; the projections that write into the residual
+    """Standard deviation of the initial weights; GPT's projections that write into the residual
     stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2."""
 
     @property
@@ -159,6 +163,14 @@ class DataConfig(Section):
     """Share of the documents that are turned around to have their middle filled in (arXiv:2207.14255)."""
     fim_spm_rate: Fraction = 0.5
     """Of those the share in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that BERT is to predict: 80 % of them hidden, 10 % replaced, 10 % as they are, drawn anew in
+    every epoch (arXiv:1810.04805, section 3.1)."""
+    whole_word_masking: bool = False
+    """Choose all tokens of a word for that or none."""
+    sentence_objective: Literal["none", "next", "order"] = "none"
+    """BERT also learns whether a sample's second half follows on its first, instead of being another sample's (`next`),
+    or whether the two were swapped (`order`, arXiv:1909.11942)."""
     cache_dir: Text | None = None
     """Where shards that come from a URL are kept, shared by the processes of a node; default: `bigtrain` in the user's
     cache folder."""

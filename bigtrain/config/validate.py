@@ -9,6 +9,7 @@ from math import gcd, lcm
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
+from bigtrain.config.validate_architecture import architecture_problems
 from bigtrain.config.validate_data import data_problems
 from bigtrain.config.validate_finetune import finetune_problems
 from bigtrain.errors import ConfigError
@@ -46,6 +47,7 @@ def validate(config: Config, world_size: int) -> None:
     heads = list(_heads(config))
     problems = [
         *(data_problems(config) if config.finetune.task is None else ()),
+        *architecture_problems(config),
         *finetune_problems(config),
         *heads,
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads

@@ -62,29 +62,40 @@ class Windows:
     Every token but the first is a target once; what does not fill a last window is left out.
     """
 
+    shared = 1
+    """Tokens that a sample has in common with the next one."""
+
     def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
         self.dataset = dataset
         self.sequence_length = sequence_length
+        self.step = sequence_length + 1 - self.shared
 
     def __len__(self) -> int:
-        return max(self.dataset.tokens - 1, 0) // self.sequence_length
+        return max(self.dataset.tokens - self.shared, 0) // self.step
 
     def read(self, numbers: Sequence[int], with_begins: bool = False) -> Rows:
         length = self.sequence_length
-        firsts = [number * length for number in numbers]
+        firsts = [number * self.step for number in numbers]
         tokens = self.dataset.read_many(firsts, length + 1)
         if not with_begins:
             return Rows(tokens)
         return Rows(tokens, [self.dataset.document_begins(first, length + 1) for first in firsts])
 
     def extent(self, number: int) -> list[tuple[int, int]]:
-        return [(number * self.sequence_length, self.sequence_length + 1)]
+        return [(number * self.step, self.sequence_length + 1)]
 
     def shards(self, first: int, last: int) -> range:
-        return self.dataset.shards_of(first * self.sequence_length, (last - first) * self.sequence_length + 1)
+        return self.dataset.shards_of(first * self.step, (last - first) * self.step + self.shared)
 
     def tokens_left_out(self) -> int:
-        return self.dataset.tokens - (len(self) * self.sequence_length + 1) if len(self) else self.dataset.tokens
+        return self.dataset.tokens - (len(self) * self.step + self.shared) if len(self) else self.dataset.tokens
+
+
+class Blocks(Windows):
+    """The stream in blocks of L + 1 tokens, of which each token is in one alone: for objectives whose targets are among
+    the inputs."""
+
+    shared = 0
 
 
 class BestFit:
@@ -211,8 +222,9 @@ class Padded:
 
 CUTS: dict[str, type[Windows] | type[BestFit] | type[Padded]] = {
     "contiguous": Windows,
+    "blocks": Blocks,
     "documents": Windows,
     "best_fit": BestFit,
     "padded": Padded,
 }
-"""By the words of `data.packing`."""
+"""By the words of `data.packing`, and `blocks`."""

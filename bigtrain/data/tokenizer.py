@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import sentencepiece
 import tokenizers
 
@@ -20,6 +21,9 @@ from bigtrain.errors import DataError
 
 _END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 """What known tokenizers call it, looked for in this order where no `tokenizer_config.json` names it."""
+
+_SPACES = ("\u2581", "\u0120", "\u010a", " ")
+"""How a piece spells the space before it: SentencePiece; byte-level BPE, and the line end; tiktoken."""
 
 
 Span = tuple[int, int]
@@ -51,6 +55,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are spelled out by Hugging Face tokenizers and silent in SentencePiece."""
+
+    def word_starts(self) -> np.ndarray:
+        """Which tokens begin a word, as the vocabulary marks them: bool [vocab_size]. Special tokens do."""
 
 
 class SentencePieceTokenizer:
@@ -88,6 +95,9 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
+    def word_starts(self) -> np.ndarray:
+        return _word_starts(self, {self._processor.id_to_piece(i): i for i in range(self.vocab_size)})
+
 
 class HuggingFaceTokenizer:
     """A `tokenizer.json` file, read by the `tokenizers` package. See :class:`Tokenizer`."""
@@ -121,6 +131,10 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def word_starts(self) -> np.ndarray:
+        continuing = getattr(self._tokenizer.model, "continuing_subword_prefix", None)  # of WordPiece and some BPE
+        return _word_starts(self, self._tokenizer.get_vocab(with_added_tokens=True), continuing)
 
 
 class TiktokenTokenizer:
@@ -157,6 +171,9 @@ class TiktokenTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
+
+    def word_starts(self) -> np.ndarray:
+        return _word_starts(self, {value.decode(errors="replace"): i for value, i in self.definition.ranks.items()})
 
 
 _NAMES = ("tokenizer.json", "tokenizer.model", f"tokenizer{ranks.WHOLE}")
@@ -222,6 +239,16 @@ def _find_eos(path: Path, vocabulary: dict[str, int], named: str | None) -> int:
         f"{path}: no end-of-document token found (looked for {', '.join(_END_OF_DOCUMENT)}); "
         f'name it in a tokenizer_config.json beside it: {{"eos_token": "..."}}'
     )
+
+
+def _word_starts(tokenizer: Tokenizer, vocabulary: dict[str, int], continuing: str | None = None) -> np.ndarray:
+    """A piece begins a word unless it has the prefix of those that continue one; where none has such a prefix, if it
+    has the space before it."""
+    starts = np.zeros(tokenizer.vocab_size, dtype=bool)
+    for piece, i in vocabulary.items():
+        starts[i] = not piece.startswith(continuing) if continuing else piece.startswith(_SPACES)
+    starts[[*tokenizer.special_tokens.values()]] = True
+    return starts
 
 
 def _read(path: Path) -> bytes:

@@ -12,14 +12,14 @@ from bigtrain.finetune.decode import as_predictions, decode
 from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
 from bigtrain.finetune.predict import outputs
 from bigtrain.models.build import build_model
-from bigtrain.models.heads import HEAD, build_with_head
+from bigtrain.models.heads import HEAD, POOLER, build_with_head
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import records
 from bigtrain.training.loop import Run, publish
 from bigtrain.training.pretrain import Purpose, pretrain
-from bigtrain.training.validation import mean_loss
+from bigtrain.training.validation import mean_losses
 
 LOWER_IS_BETTER = "loss"
 """Of all metrics."""
@@ -45,7 +45,8 @@ def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
         build = partial(build_with_head, outputs=inputs.outputs)
     engine = Engine(config, layout, build)
     if inputs.init is not None and inputs.checkpoint is None:
-        store.load_weights(inputs.init, engine, but=HEAD)
+        pools = inputs.init.model.get("add_pooling_layer", False)
+        store.load_weights(inputs.init, engine, but=[HEAD] if pools else [HEAD, POOLER])
     return engine
 
 
@@ -85,8 +86,8 @@ def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
     inputs, config = run.inputs, run.config
     if config.finetune.task == "sequence_to_sequence":
         source = TaskBatches(inputs.validation, config, shuffle=False)
-        loss = mean_loss(run.engine, config, source, len(inputs.validation), feed)
-        return {"step": run.state.step, "validation_loss": loss} if run.is_first else None
+        losses = mean_losses(run.engine, config, source, len(inputs.validation), feed)
+        return {"step": run.state.step, **losses} if run.is_first else None
     found = outputs(run.engine, config, inputs.validation, feed)
     if found is None:
         return None

@@ -56,6 +56,7 @@ class CoreAttention(nn.Module):
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
+        self.causal = attn_mask_type == AttnMaskType.causal
         # Without sequence parallelism Megatron's block runs on random numbers that the tensor group
         # shares, but each process has its own heads and needs its own mask.
         self.fork_random = self.dropout > 0 and not config.sequence_parallel
@@ -70,23 +71,24 @@ class CoreAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         packed_seq_params: PackedDocuments | None = None,
         **_: Any,
     ) -> Tensor:
-        """Causal attention; s are the tokens of the sequence that this process holds.
+        """Attention, causal where the slot's mask is; s are the tokens of the sequence that this process holds.
 
         Args:
             query: [s, b, heads, head_dim]
             key, value: [s, b, key/value heads, head_dim]; each serves heads / kv heads query heads
-            attention_mask: None; the mask is causal.
+            attention_mask: bool, to be expanded to [b, heads, queries, keys]: true where a query sees a key (which
+                Megatron-core has the other way around); None: all keys, where it is not causal. Not with a causal one.
             packed_seq_params: Documents that do not see one another; None: a sequence is one.
 
         Returns:
             [s, b, heads * head_dim]
         """
         if self.context_group is None:
-            out = self._whole(query, key, value, packed_seq_params)
+            out = self._whole(query, key, value, packed_seq_params, attention_mask)
         elif self.exchanges_heads:
             q, k, v = to_heads((query, key, value), self.context_group)
             out = to_sequence(self._whole(q, k, v, packed_seq_params), self.context_group)
@@ -96,12 +98,19 @@ class CoreAttention(nn.Module):
             out = ring_attention(q, k, v, self.context_group, self.softmax_scale).permute(2, 0, 1, 3)
         return out.flatten(2)
 
-    def _whole(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments | None) -> Tensor:
+    def _whole(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: PackedDocuments | None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """[s, b, heads, head_dim], where s are all tokens of the sequence."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         with get_cuda_rng_tracker().fork() if self.fork_random and self.training else nullcontext():
             if documents is None:
-                out = self._attend(q, k, v)
+                out = self._attend(q, k, v, attention_mask)
             else:
                 out = torch.cat([self._each(*row) for row in zip(q, k, v, documents.lengths, strict=True)])
         return out.permute(2, 0, 1, 3)
@@ -111,13 +120,14 @@ class CoreAttention(nn.Module):
         parts = zip(*(x.unsqueeze(0).split(lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([self._attend(*part) for part in parts], dim=2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
+            attn_mask=attention_mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
+            is_causal=self.causal,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

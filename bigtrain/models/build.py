@@ -12,14 +12,17 @@ What it must say of its parameters, by attributes on them: `tensor_model_paralle
 group, and `sequence_parallel` where each process of that group sees a part of the sequence, so that gradients add up.
 """
 
+from collections.abc import Sequence
+
 from bigtrain.config import Config
 from bigtrain.errors import ConfigError
+from bigtrain.models.bert import Bert, build_bert
 from bigtrain.models.gpt import GPT, build_gpt
 
-Chunk = GPT
+Chunk = GPT | Bert
 
 
-def build_model(config: Config) -> list[Chunk]:
+def build_model(config: Config) -> Sequence[Chunk]:
     """This process's part of the model, one chunk after the other; the process groups must exist.
 
     Weights are allocated on the process's device, in the type of `training.precision`, and hold nothing yet: see
@@ -27,4 +30,6 @@ def build_model(config: Config) -> list[Chunk]:
     """
     if config.model.architecture == "gpt":
         return build_gpt(config)
+    if config.model.architecture == "bert":
+        return build_bert(config)
     raise ConfigError(f"model.architecture={config.model.architecture} cannot be trained yet")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -21,6 +21,7 @@ from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.data.loader import CausalBatch
 from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.experts import experts_config, experts_spec
+from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 from bigtrain.models.stages import layers_per_chunk
 
@@ -51,21 +52,8 @@ class GPT(GPTModel):
         return self(batch.input_ids, batch.position_ids, None, packed_seq_params=_documents(batch))
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Cross entropy of each token, in float32.
-
-        Args:
-            labels: [b, s] int64
-            logits: [s, b, vocab_size / tensor]
-
-        Returns:
-            [b, s]
-        """
-        labels = labels.transpose(0, 1)
-        if self.config.tensor_model_parallel_size > 1:
-            losses = vocab_parallel_cross_entropy(logits.float(), labels.contiguous())
-        else:
-            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        return losses.transpose(0, 1)
+        """See :func:`bigtrain.models.losses.token_losses`."""
+        return token_losses(labels, logits, self.config.tensor_model_parallel_size)
 
 
 def _documents(batch: CausalBatch) -> PackedDocuments | None:

@@ -1,4 +1,5 @@
-"""A task's head in place of the output over the vocabulary.
+"""A task's head in place of the output over the vocabulary: dropout and a linear layer, of a BERT's first token with a
+layer before (its "pooler", arXiv:1810.04805).
 
 What lies below is the model as it is, whatever its architecture; its last chunk gives the hidden states to the head.
 The head is whole on every process of the tensor group, which all compute the same.
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch
+from bigtrain.models.bert import Pooler
 from bigtrain.models.build import Chunk, build_model
 
 Kind = Literal["classification", "regression", "tagging", "question_answering"]
 HEAD = "head."
 """How the names of its weights begin."""
+POOLER = "pooler."
+"""Those of BERT's layer between the first token and the head, which pretraining with a sentence objective has, too."""
 
 
 def build_with_head(config: Config, outputs: int) -> list["TaskChunk"]:
@@ -44,12 +48,20 @@ class TaskChunk(nn.Module):
         self.kind: Any = config.finetune.task
         self.config, self.vp_stage, self.model_type = chunk.config, chunk.vp_stage, chunk.model_type
         self.pre_process, self.post_process = chunk.pre_process, chunk.post_process
-        self.head = Head(config, outputs, chunk.config) if chunk.post_process else None
+        self.head: nn.Linear | None = None
+        self.pooler: Pooler | None = None
         if chunk.post_process:
             chunk.post_process = False  # it gives hidden states now, after its final norm
             for name in ("output_layer", "lm_head", "binary_head", "pooler"):
                 if hasattr(chunk, name):
                     setattr(chunk, name, None)
+            of_text = self.kind in ("classification", "regression")
+            pools = of_text and config.model.architecture == "bert"
+            self.pooler = Pooler(chunk.config) if pools else None
+            # As in `transformers`, where the head of a causal model's last token has no bias.
+            self.head = nn.Linear(config.model.hidden_size, outputs, bias=pools or not of_text)
+            self.to(next(chunk.parameters()).device, chunk.config.params_dtype)
+        self.dropout = nn.Dropout(config.model.hidden_dropout)
         self.body = chunk
 
     def set_input_tensor(self, tensor: Tensor) -> None:
@@ -71,7 +83,9 @@ class TaskChunk(nn.Module):
         hidden = hidden.transpose(0, 1)
         if self.kind in ("classification", "regression"):
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.speaks]  # type: ignore[attr-defined]
-        said = self.head(hidden).float()
+        if self.pooler is not None:
+            hidden = self.pooler(hidden)
+        said = self.head(self.dropout(hidden)).float()
         if self.kind == "question_answering":  # no answer lies in padding
             place = torch.arange(said.shape[1], device=said.device)
             said = said.masked_fill((place >= batch.lengths[:, None])[..., None], float("-inf"))  # type: ignore[attr-defined]
@@ -82,29 +96,9 @@ class TaskChunk(nn.Module):
         found: dict[str, Any] = self.body.sharded_state_dict()
         if self.head is not None:
             found |= make_sharded_tensors_for_checkpoint(self.head.state_dict(), HEAD)
-        return found
-
-
-class Head(nn.Module):
-    """Dropout and a linear layer; of a BERT's first token a layer with tanh before, its "pooler" (arXiv:1810.04805)."""
-
-    def __init__(self, config: Config, outputs: int, transformer: Any) -> None:
-        super().__init__()
-        size, kind = config.model.hidden_size, config.finetune.task
-        device = None if transformer.use_cpu_initialization else torch.cuda.current_device()
-        options: dict[str, Any] = {"device": device, "dtype": transformer.params_dtype}
-        of_text = kind in ("classification", "regression")
-        pools = of_text and config.model.architecture == "bert"
-        self.pooler = nn.Linear(size, size, **options) if pools else None
-        # As in `transformers`, where the head of a causal model's last token has no bias.
-        self.output = nn.Linear(size, outputs, bias=pools or not of_text, **options)
-        self.dropout = nn.Dropout(config.model.hidden_dropout)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., hidden_size] -> [..., outputs]"""
         if self.pooler is not None:
-            hidden = torch.tanh(self.pooler(hidden))
-        return self.output(self.dropout(hidden))
+            found |= make_sharded_tensors_for_checkpoint(self.pooler.state_dict(), POOLER)
+        return found
 
 
 def task_losses(kind: Kind, said: Tensor, labels: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ ROWS_PER_BLOCK = 256
 def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfig, seed: int) -> None:
     """Fill every parameter: norms with ones, biases with zeros, the rest with N(0, std^2).
 
-    std is `initializer_range`, and for the projections that write into the residual stream
+    std is `initializer_range`, and for GPT's projections that write into the residual stream
     `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3).
     """
     for sharded in parameters:
@@ -39,7 +39,7 @@ def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
     if "norm" in box.key:
         return torch.ones(box.shape)
     std = model.initializer_range
-    if box.key.endswith(("linear_proj.weight", "linear_fc2.weight")):
+    if model.architecture == "gpt" and box.key.endswith(("linear_proj.weight", "linear_fc2.weight")):
         std /= math.sqrt(2 * model.num_hidden_layers)
     return normal_box(box, seed).mul_(std)
 

@@ -3,7 +3,7 @@
 Of a mixture of experts, memory holds all experts and a token meets the router and `num_experts_per_tok` of them.
 """
 
-from bigtrain.config.schema import ModelConfig
+from bigtrain.config.schema import Config, ModelConfig
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -16,10 +16,16 @@ def parameter_count(model: ModelConfig) -> int:
     if model.position_embedding == "learned":
         matrices += model.max_position_embeddings * hidden
     norm = 2 * hidden if model.normalization == "layernorm" else hidden
-    return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm
+    # The last norm is before the output layer, and BERT's is after the embedding.
+    return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm + _bert_only(model, norm)
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+def predicted_share(config: Config) -> float:
+    """For which share of the tokens the output layer is computed."""
+    return config.data.mlm_probability if config.model.architecture == "bert" else 1.0
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int, predicted: float = 1.0) -> float:
     """Model FLOPs to train on one token, forward and backward.
 
     The convention of PaLM's appendix B (arXiv:2204.02311): 6 N + 12 L H Q T, a multiplication and an
@@ -32,8 +38,10 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     Args:
         model: The shape; L is its `num_hidden_layers`, H its `num_attention_heads`, Q its head size.
         sequence_length: Tokens per sequence.
+        predicted: See :func:`predicted_share`.
     """
-    return model.num_hidden_layers * layer_flops_per_token(model, sequence_length) + output_flops_per_token(model)
+    layers = model.num_hidden_layers * layer_flops_per_token(model, sequence_length)
+    return layers + output_flops_per_token(model, predicted)
 
 
 def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
@@ -43,9 +51,20 @@ def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     return 6.0 * (_attention(model) + met) + 12.0 * scores
 
 
-def output_flops_per_token(model: ModelConfig) -> float:
+def output_flops_per_token(model: ModelConfig, predicted: float = 1.0) -> float:
     """The output layer's part of :func:`flops_per_token`."""
-    return 6.0 * model.vocab_size * model.hidden_size
+    transform = model.hidden_size if model.architecture == "bert" else 0
+    return 6.0 * predicted * (model.vocab_size + transform) * model.hidden_size
+
+
+def _bert_only(model: ModelConfig, norm: int) -> int:
+    """Parameters of the segments' embedding, of what is before the output layer and its biases, and of the pooler."""
+    if model.architecture != "bert":
+        return 0
+    hidden = model.hidden_size
+    dense = hidden * hidden + hidden
+    pooler = dense + 2 * hidden + 2 if model.add_pooling_layer else 0
+    return model.type_vocab_size * hidden + dense + norm + model.vocab_size + pooler
 
 
 def _attention(model: ModelConfig) -> int:

@@ -1,7 +1,7 @@
 """Which layers lie in which chunk of a pipeline, from the configuration alone: no torch."""
 
 from bigtrain.config.schema import Config
-from bigtrain.models.size import layer_flops_per_token, output_flops_per_token
+from bigtrain.models.size import layer_flops_per_token, output_flops_per_token, predicted_share
 
 
 def layers_per_chunk(config: Config) -> list[int]:
@@ -12,7 +12,8 @@ def layers_per_chunk(config: Config) -> list[int]:
     model, parallel = config.model, config.parallel
     if parallel.layers_per_stage is not None:
         return list(parallel.layers_per_stage)
-    output = output_flops_per_token(model) / layer_flops_per_token(model, config.training.sequence_length)
+    output = output_flops_per_token(model, predicted_share(config))
+    output /= layer_flops_per_token(model, config.training.sequence_length)
     return balanced_layers(model.num_hidden_layers, parallel.pipeline * parallel.virtual_pipeline, output)
 
 

@@ -1,6 +1,6 @@
-"""Train tokenizers: SentencePiece's BPE and unigram, and byte-level BPE as a Hugging Face `tokenizer.json`.
+"""Train tokenizers: SentencePiece's BPE and unigram; byte-level BPE, and BERT's WordPiece, as `tokenizer.json`.
 
-All three take the same texts, reserve the same kind of special tokens, and can give every text back.
+All take the same texts and reserve the same kind of special tokens; all but WordPiece can give every text back.
 """
 
 import io
@@ -12,16 +12,17 @@ from typing import Any, Literal
 
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import DataError
 
-TokenizerType = Literal["bpe", "unigram", "byte-bpe"]
+TokenizerType = Literal["bpe", "unigram", "byte-bpe", "wordpiece"]
 Normalization = Literal["none", "nfkc"]
 
 END_OF_DOCUMENT = "<|endoftext|>"
-"""Of byte-level BPE; SentencePiece's is `</s>`."""
+"""Of byte-level BPE; SentencePiece's is `</s>`, WordPiece's `[SEP]`."""
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _BLOCK_CHARACTERS = 4096
 _TRAINING_THREADS = 4
@@ -46,15 +47,33 @@ def train_tokenizer(
     byte_fallback: bool = True,
     split_digits: bool = True,
     normalization: Normalization = "none",
+    lowercase: bool = False,
 ) -> Tokenizer:
     """Train a tokenizer of any type on `texts`, write it to `output` and load it.
 
-    Options as in `train_sentencepiece` and `train_byte_level`; `output` is a file for the types of the former and a
-    folder for "byte-bpe".
+    Options as in `train_sentencepiece`, `train_byte_level` and `train_wordpiece`; `output` is a file for the types of
+    the first and a folder for the others.
 
     Raises:
-        DataError: as these, and for "byte-bpe" without `byte_fallback`, which it is made of.
+        DataError: as these, and for "byte-bpe" without `byte_fallback`, which it is made of, and `lowercase` for
+            another type than "wordpiece".
     """
+    if tokenizer_type == "wordpiece":
+        return load_tokenizer(
+            train_wordpiece(
+                texts,
+                output,
+                vocab_size,
+                special_tokens=special_tokens,
+                split_digits=split_digits,
+                normalization=normalization,
+                lowercase=lowercase,
+            )
+        )
+    if lowercase:
+        raise DataError(
+            f"lowercase is for wordpiece; {tokenizer_type} can give every text back, which it could not then"
+        )
     if tokenizer_type != "byte-bpe":
         path = train_sentencepiece(
             texts,
@@ -194,6 +213,83 @@ def train_byte_level(
     path = _write(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     _write(folder / "tokenizer_config.json", json.dumps(_config(special_tokens), indent=2, ensure_ascii=False).encode())
     return path
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    output: str | Path,
+    vocab_size: int,
+    *,
+    special_tokens: Sequence[str] = (),
+    split_digits: bool = True,
+    normalization: Normalization = "none",
+    lowercase: bool = False,
+) -> Path:
+    """Train BERT's kind of tokenizer (arXiv:1810.04805, section 3) on `texts` and write it into the folder `output`, as
+    a `tokenizer.json` and a `tokenizer_config.json`; returns the former's path.
+
+    `transformers.AutoTokenizer.from_pretrained(output)` loads it, and puts [CLS] and [SEP] around a text. White space
+    only separates words, so that a text comes back without its own; with `lowercase` without capitals and accents, too.
+    Ids: `BERT_TOKENS`, then `special_tokens`. A character that the texts did not have makes its word `[UNK]`.
+
+    Raises:
+        DataError: the texts are too few for `vocab_size`, it is too small for their characters, a special token's name
+            cannot be one, or `output` cannot be written.
+    """
+    _check_special_tokens(special_tokens, taken=BERT_TOKENS)
+    special = [*BERT_TOKENS, *special_tokens]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    bert = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), bert]) if normalization == "nfkc" else bert
+    cuts = [pre_tokenizers.BertPreTokenizer()]
+    if split_digits:
+        cuts.append(pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    blocks = [*_blocks(texts)]
+    # Given beforehand, for the trainer numbers these in the order in which it meets words, which is another every time.
+    continuing = _continuing(blocks, tokenizer)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*special, *continuing], show_progress=False
+    )
+    learner = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    learner.train_from_iterator(blocks, trainer)
+    tokenizer.model = tokenizers.models.WordPiece(vocab=learner.get_vocab(), unk_token="[UNK]")
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in special])
+    learned = tokenizer.get_vocab_size()
+    if not continuing:
+        raise DataError("the tokenizer cannot be trained: no text was given")
+    if learned < vocab_size:
+        raise DataError(f"vocab_size {vocab_size} is too large for the text given; it yields at most {learned} pieces")
+    if learned > vocab_size:
+        raise DataError(
+            f"vocab_size {vocab_size} is too small: special tokens and the text's characters alone need {learned}"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    config = {
+        "tokenizer_class": "BertTokenizerFast",
+        "do_lower_case": lowercase,
+        "clean_up_tokenization_spaces": False,
+        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_TOKENS, strict=True)),
+        "additional_special_tokens": [*special_tokens],
+    }
+    folder = Path(output)
+    path = _write(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())
+    return path
+
+
+def _continuing(blocks: Sequence[str], tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The pieces of one character that continue a word somewhere in `blocks`, sorted."""
+    found: set[str] = set()
+    for block in blocks:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(block)):
+            found.update(word[1:])
+    return [f"##{character}" for character in sorted(found)]
 
 
 def _config(special_tokens: Sequence[str]) -> dict[str, Any]:

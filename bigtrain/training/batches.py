@@ -4,21 +4,27 @@ from collections.abc import Sequence
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch, BatchSource, count_targets, micro_batches
+from bigtrain.data.encoder import MaskedText
 from bigtrain.data.loader import CausalText
+from bigtrain.data.masked import MaskedSamples
 from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.topology import Layout
 
+Readable = TokenSource | MaskedSamples
 
-def batch_source(samples: TokenSource, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
+
+def batch_source(samples: Readable, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
     """Batches of samples, of the kind that these are for; the options are those of the `data` section."""
+    if isinstance(samples, MaskedSamples):
+        return MaskedText(samples)
     return CausalText(samples, packing, mask_document_boundaries)
 
 
 class BatchReader:
     """Reads what this rank trains on."""
 
-    def __init__(self, config: Config, layout: Layout, samples: TokenSource | BatchSource) -> None:
+    def __init__(self, config: Config, layout: Layout, samples: Readable | BatchSource) -> None:
         self._training, self._layout = config.training, layout
         if not isinstance(samples, BatchSource):
             samples = batch_source(samples, config.data.packing, config.data.mask_document_boundaries)
@@ -40,10 +46,10 @@ class BatchReader:
         return sum(batch.input_ids.numel() for batch in batches) * self._layout.data
 
     def targets(self, batches: Sequence[Batch]) -> list[float]:
-        """Of each kind the targets of the whole global batch, the divisor of their mean loss."""
+        """Of each kind the targets of the whole global batch, the divisor of their mean loss. Of none it is 1."""
         if self._source.every_label_counts:
             return [self._training.global_batch_size * self._training.sequence_length]
-        return targets_of_all(batches)
+        return [count or 1.0 for count in targets_of_all(batches)]
 
 
 def targets_of_all(batches: Sequence[Batch]) -> list[float]:

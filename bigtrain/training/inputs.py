@@ -13,6 +13,7 @@ from bigtrain.config import Config
 from bigtrain.data.cache import Cache, default_folder
 from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
+from bigtrain.data.masked import MaskedSamples, content_length
 from bigtrain.data.mixture import Mixture
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
@@ -56,9 +57,10 @@ class Inputs:
 
     train: Samples | Mixture
     """The samples by position."""
-    reads: TokenSource
+    reads: TokenSource | MaskedSamples
     """The same, as the run's objective makes them."""
     validation: Samples | None
+    reads_validation: TokenSource | MaskedSamples | None
     checkpoint: catalog.Checkpoint | None
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
@@ -97,14 +99,16 @@ def open_inputs(config: Config) -> Inputs:
         UserError: Naming the key or file and what would be right.
     """
     train = open_train(config)
-    validation = None
+    validation = reads_validation = None
     if config.data.validation is not None:
         held_out = _open(config, "data.validation", config.data.validation)
         _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
-        packing = {"best_fit": "documents"}.get(config.data.packing, config.data.packing)
-        validation = Samples(held_out, config.training.sequence_length, shuffle=False, packing=packing)
+        packing = {"best_fit": "documents"}.get(_packing(config), _packing(config))
+        validation = Samples(held_out, _sequence_length(config), shuffle=False, packing=packing)
+        reads_validation = _hidden(config, validation)
     identity = _identity(config, train)
-    return Inputs(train, _with_objective(config, train), validation, checkpoint_to_resume(config, identity), identity)
+    checkpoint = checkpoint_to_resume(config, identity)
+    return Inputs(train, _with_objective(config, train), validation, reads_validation, checkpoint, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:
@@ -124,22 +128,52 @@ def open_train(config: Config) -> Samples | Mixture:
     return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
 
 
-def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource:
+def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource | MaskedSamples:
     data = config.data
     if not data.fim_rate:
-        return train
+        return _hidden(config, train)
     tokenizer = first_source(train).dataset.load_tokenizer()
     seed = config.training.seed
     return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
 
 
+def _hidden(config: Config, samples: Samples | Mixture) -> TokenSource | MaskedSamples:
+    """With tokens to be found hidden, for an architecture that learns from that."""
+    if config.model.architecture != "bert":
+        return samples
+    return MaskedSamples(
+        samples,
+        first_source(samples).dataset.load_tokenizer(),
+        seed=config.training.seed,
+        sequence_length=config.training.sequence_length,
+        probability=config.data.mlm_probability,
+        whole_words=config.data.whole_word_masking,
+        sentence_objective=config.data.sentence_objective,
+    )
+
+
+def _sequence_length(config: Config) -> int:
+    """Tokens of a sample but one, as a dataset is cut."""
+    if config.model.architecture == "bert":
+        return content_length(config.training.sequence_length, config.data.sentence_objective) - 1
+    return config.training.sequence_length
+
+
+def _packing(config: Config) -> str:
+    """How a dataset is cut: a sample that holds its targets shares no token with the next one."""
+    if config.model.architecture == "bert" and config.data.packing == "contiguous":
+        return "blocks"
+    return config.data.packing
+
+
 def _samples(config: Config, key: str, path: str) -> Samples:
-    data, training = config.data, config.training
+    data = config.data
     dataset = _open(config, key, path)
     window = data.shuffle_window
     if window is None and dataset.is_remote:
         window = REMOTE_SHUFFLE_WINDOW
-    return Samples(dataset, training.sequence_length, training.seed, data.shuffle, window=window, packing=data.packing)
+    length, packing = _sequence_length(config), _packing(config)
+    return Samples(dataset, length, config.training.seed, data.shuffle, window=window, packing=packing)
 
 
 def _cache(config: Config) -> Cache:
@@ -181,6 +215,8 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
+    if config.data.sentence_objective != "none":
+        found["sentence_objective"] = config.data.sentence_objective
     if isinstance(train, Samples):
         window = {"shuffle_window": train.window} if config.data.shuffle and train.window is not None else {}
         return {"train": _fingerprint(train.dataset), **found, **window}

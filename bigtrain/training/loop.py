@@ -202,13 +202,14 @@ def validate_text(run: Run) -> bool:
         return False
     step = run.state.step
     feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
-    row = {"step": step, **validate(run.engine, run.config, run.inputs.validation, feed)}
+    row = {"step": step, **validate(run.engine, run.config, run.inputs.validation, run.inputs.reads_validation, feed)}
     run.event("evaluate", validation_loss=row["validation_loss"])
     if run.is_first:
         publish(run, row)
+        bits = row.get("validation_bits_per_byte")
         run.progress.say(
-            f"step {row['step']}: validation loss {row['validation_loss']:.4f}, "
-            f"{row['validation_bits_per_byte']:.4f} bits per byte"
+            f"step {step}: validation loss {row['validation_loss']:.4f}"
+            + ("" if bits is None else f", {bits:.4f} bits per byte")
         )
     return False
 

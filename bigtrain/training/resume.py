@@ -19,6 +19,7 @@ _DATA_KEYS = {
     "task": "finetune.task",
     "examples": "finetune.train (its contents)",
     "labels": "finetune.labels, or those of finetune.train",
+    "sentence_objective": "data.sentence_objective",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from bigtrain.config import Config
-from bigtrain.models.size import flops_per_token
+from bigtrain.models.size import flops_per_token, predicted_share
 from bigtrain.parallel import compat
 
 PEAK_BF16_FLOPS = {
@@ -46,7 +46,8 @@ def model_flops_utilization(config: Config, tokens_per_second: float, world_size
     peak = peak_flops(config.training.precision)
     if peak is None:
         return None
-    return tokens_per_second * flops_per_token(config.model, config.training.sequence_length) / (world_size * peak)
+    flops = flops_per_token(config.model, config.training.sequence_length, predicted_share(config))
+    return tokens_per_second * flops / (world_size * peak)
 
 
 def peak_memory_bytes() -> int:

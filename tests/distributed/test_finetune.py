@@ -145,7 +145,7 @@ def weights(task: str) -> dict[str, Tensor]:
     body = made.transformer if task == "question_answering" else made.model
     head = made.qa_outputs if task == "question_answering" else made.score
     found = plain.megatron_weights(SimpleNamespace(config=made.config, model=body))  # type: ignore[arg-type]
-    return found | {f"head.output.{name}": value.detach() for name, value in head.named_parameters()}
+    return found | {f"head.{name}": value.detach() for name, value in head.named_parameters()}
 
 
 def tensors(task: str, processor: Any) -> dict[str, Tensor]:
@@ -178,6 +178,7 @@ def tensors(task: str, processor: Any) -> dict[str, Tensor]:
                 assert text.index(word) == len(" ".join([*text.split()[: i % 3], ""])), "the word's first occurrence"
                 starts[-1] = len(question) + before
                 ends[-1] = len(question) + before + count - 1
+                starts[-1] += processor.id_to_piece(ids[starts[-1]]) == "▁"  # the space before is not the answer's
         rows.append(ids)
     longest = max(map(len, rows))
     pad: Callable[[list[int], int], list[int]] = lambda row, value: row + [value] * (longest - len(row))  # noqa: E731

@@ -1,0 +1,63 @@
+"""Rules of `model.architecture`: which options each knows, and what cannot be had with it."""
+
+from collections.abc import Iterator
+
+from bigtrain.config.schema import Config, DataConfig, ModelConfig
+
+_OF_BERT = {"model": ("type_vocab_size", "add_pooling_layer"), "data": ("mlm_probability", "whole_word_masking")}
+
+
+def architecture_problems(config: Config) -> Iterator[str]:
+    """A message for each rule that is broken."""
+    if config.model.architecture == "bert":
+        yield from _bert(config)
+        return
+    if config.data.sentence_objective != "none":
+        yield f"data.sentence_objective={config.data.sentence_objective} is for model.architecture=bert"
+    for section, names in _OF_BERT.items():
+        of_section: ModelConfig | DataConfig = getattr(config, section)
+        for name in names:
+            value = getattr(of_section, name)
+            if value != type(of_section).model_fields[name].default:
+                yield f"{section}.{name} ({value}) is for model.architecture=bert; leave it out"
+
+
+def _bert(config: Config) -> Iterator[str]:
+    m, d, p, length = config.model, config.data, config.parallel, config.training.sequence_length
+    if m.position_embedding != "learned":
+        yield (
+            f"model.position_embedding is {m.position_embedding}, and BERT's positions are learned; "
+            "set model.position_embedding=learned"
+        )
+    if m.num_experts is not None:
+        yield f"model.num_experts ({m.num_experts}) is for model.architecture=gpt; leave it out"
+    if p.context > 1:
+        yield (
+            f"parallel.context ({p.context}) cuts sequences so that a causal mask is shared fairly, and BERT has none; "
+            "set parallel.context=1"
+        )
+    if d.packing in ("documents", "best_fit"):
+        yield (
+            f"data.packing={d.packing} keeps documents of a sample apart, which BERT's attention does not; set "
+            "data.packing=contiguous, or padded for one document in each"
+        )
+    if d.fim_rate:
+        yield f"data.fim_rate ({d.fim_rate}) is for model.architecture=gpt; leave it out"
+    if d.mask_document_boundaries:
+        yield "data.mask_document_boundaries is for model.architecture=gpt; BERT reads from both sides: leave it out"
+    sentences = d.sentence_objective != "none"
+    if sentences != m.add_pooling_layer and config.finetune.task is None:
+        remedy = "set model.add_pooling_layer=true" if sentences else "leave the latter out, or set the former to next"
+        yield (
+            f"data.sentence_objective is {d.sentence_objective} and model.add_pooling_layer "
+            f"{str(m.add_pooling_layer).lower()}: that objective is learned through that layer, and it through the "
+            f"objective alone; {remedy}"
+        )
+    if sentences and m.type_vocab_size < 2:
+        yield f"model.type_vocab_size ({m.type_vocab_size}) does not tell the two segments apart; set it to 2"
+    least = 5 if sentences else 3
+    if length < least:
+        yield (
+            f"training.sequence_length ({length}) has no room for "
+            f"{'two segments with their' if sentences else 'a token with its'} special tokens; it needs {least}"
+        )
