@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch
+from bigtrain.data.encoder import EncoderBatch
 from bigtrain.data.loader import CausalBatch
 from bigtrain.data.order import permute
 from bigtrain.finetune.encode import Encoded, Item
@@ -28,6 +29,14 @@ class CausalTask(CausalBatch):
     """[b]: tokens of each, without padding."""
 
 
+@dataclass(frozen=True)
+class EncoderTask(EncoderBatch):
+    """Texts for a model that reads from both sides; see :class:`CausalTask`."""
+
+    speaks: Tensor = field(kw_only=True)
+    lengths: Tensor = field(kw_only=True)
+
+
 class TaskBatches:
     """The items of a file by position. See :class:`bigtrain.data.batch.BatchSource`.
 
@@ -39,7 +48,7 @@ class TaskBatches:
 
     def __init__(self, items: Encoded, config: Config, *, shuffle: bool) -> None:
         """With `shuffle` the order is a pure function of (`training.seed`, epoch), and positions count on."""
-        self.items = items.items
+        self.items, self._pad = items.items, items.pad
         self._config, self._shuffle = config, shuffle
         self._grain = np.lcm(_GRAIN, config.parallel.tensor).item()
 
@@ -61,7 +70,7 @@ class TaskBatches:
 
     def _batch(self, chosen: Sequence[tuple[Item, bool]], length: int) -> Batch:
         per_token = self._config.finetune.task in ("tagging", "sequence_to_sequence")
-        ids = torch.zeros(len(chosen), length, dtype=torch.int32)
+        ids = torch.full((len(chosen), length), self._pad, dtype=torch.int32)
         targets = length if per_token else len(chosen[0][0].labels)
         labels = torch.zeros(len(chosen), targets, dtype=torch.from_numpy(chosen[0][0].labels).dtype)
         weights = torch.zeros(len(chosen), targets)
@@ -70,6 +79,12 @@ class TaskBatches:
             labels[row, : len(item.labels)] = torch.from_numpy(item.labels)
             weights[row, : len(item.labels)] = torch.from_numpy(item.weights) * counts
         speaks = torch.tensor([item.speaks for item, _ in chosen])
-        positions = torch.arange(length, dtype=torch.int32).expand(len(chosen), length)
         lengths = torch.tensor([len(item.ids) for item, _ in chosen])
-        return CausalTask(ids, labels, weights, positions, speaks=speaks, lengths=lengths)
+        place = torch.arange(length, dtype=torch.int32).expand(len(chosen), length)
+        if self._config.model.architecture == "gpt":
+            return CausalTask(ids, labels, weights, place, speaks=speaks, lengths=lengths)
+        is_text = place < lengths[:, None]
+        second = place >= torch.tensor([item.first for item, _ in chosen])[:, None]
+        types = (is_text & second).int() if self._config.model.type_vocab_size > 1 else torch.zeros_like(ids)
+        mask = None if bool(is_text.all()) else is_text
+        return EncoderTask(ids, labels, weights, types, mask, speaks=speaks, lengths=lengths)

@@ -14,10 +14,10 @@ import numpy as np
 
 from bigtrain.config import Config
 from bigtrain.data.examples import Example, Examples
+from bigtrain.data.masked import frame_tokens
 from bigtrain.data.tokenizer import Span, Tokenizer
 from bigtrain.errors import DataError
 
-_BEGIN, _END = ("[CLS]", "<s>"), ("[SEP]", "</s>")
 _NOWHERE: Span = (0, 0)
 
 
@@ -49,6 +49,8 @@ class Encoded:
 
     examples: Examples
     items: list[Item]
+    pad: int
+    """The token that shorter ones are filled up with."""
     notes: list[str]
     """What had to be done to them, to be told."""
 
@@ -65,9 +67,10 @@ class Encoder:
         self.length = config.training.sequence_length
         self.numbers = {label: number for number, label in enumerate(labels)}
         if config.model.architecture == "bert":
-            self.begin, self.end = [_special(tokenizer, _BEGIN)], _special(tokenizer, _END)
+            frame = frame_tokens(tokenizer.special_tokens)
+            self.begin, self.end, self.pad = [frame.cls], frame.sep, frame.pad
         else:
-            self.begin, self.end = [], tokenizer.eos_id
+            self.begin, self.end, self.pad = [], tokenizer.eos_id, tokenizer.eos_id
         self._cut = 0
 
     def encode(self, examples: Examples, class_weights: Sequence[float] | None = None) -> Encoded:
@@ -95,7 +98,7 @@ class Encoder:
                 f"{examples.path}: no example fits into training.sequence_length ({self.length}) tokens; raise it"
             )
         notes = [note for note in (examples.complaints(), self._note(examples)) if note]
-        return Encoded(examples, items, notes)
+        return Encoded(examples, items, self.pad, notes)
 
     def _note(self, examples: Examples) -> str:
         if not self._cut:
@@ -191,13 +194,6 @@ def balanced(labels: Sequence[str], examples: Examples) -> list[float]:
     """A weight for each class with which all count as much: examples / (classes x examples of the class)."""
     counts = Counter(example.label for example in examples.examples)
     return [len(examples) / (len(labels) * counts[label]) for label in labels]
-
-
-def _special(tokenizer: Tokenizer, names: Sequence[str]) -> int:
-    for name in names:
-        if name in tokenizer.special_tokens:
-            return tokenizer.special_tokens[name]
-    raise DataError(f"{tokenizer.path}: a BERT's texts begin and end with tokens, and it has none called {names[0]}")
 
 
 def _shortened(first: list[int], second: list[int] | None, room: int) -> tuple[list[int], list[int] | None]:

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bigtrain.checkpoint import store
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
+from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
+from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
-from bigtrain.models.heads import task_losses
+from bigtrain.finetune.inputs import find_init
+from bigtrain.finetune.saved import open_examples
+from bigtrain.models.heads import build_with_head, task_losses
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
@@ -60,3 +68,22 @@ def outputs(
     weights = sum(part[2] for part in gathered)
     loss = sum(part[1] for part in gathered) / weights if weights else float("nan")
     return Outputs(loss, [rows[number] for number in range(len(encoded))])
+
+
+def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
+    """Write the predictions for all examples of `data` to `output`; every process of the world calls it.
+
+    Raises:
+        UserError: On every rank, before anything is computed.
+    """
+    layout = topology.start_processes(config)
+    encoded = open_examples(config, data, run)
+    labels: Any = config.finetune.labels or ()
+    heads = {"regression": 1, "question_answering": 2}.get(config.finetune.task or "", len(labels))
+    build: Any = partial(build_with_head, outputs=heads)
+    engine = Engine(config, layout, build)
+    store.load_weights(find_init(run), engine)
+    found = outputs(engine, config, encoded)
+    if found is not None:
+        write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
+    topology.stop_processes()

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +14,27 @@ import pytest
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     LlamaConfig,
     LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
 )
 
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
+from bigtrain.prepare.train_tokenizer import train_wordpiece
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
+import plain_bert
 
 pytestmark = pytest.mark.distributed
 
@@ -35,19 +44,29 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
     2: [{"tensor": 2, "sequence": True}, {"tensor": 2}, {"pipeline": 2}, {"zero_stage": 2}],
 }
 TASKS = ["classification", "regression", "tagging", "question_answering"]
-CASES = [(task, nproc, parallel) for nproc, layouts in LAYOUTS.items() for parallel in layouts for task in TASKS]
+MODELS = ["gpt", "bert"]
+Case = tuple[str, str, int, dict[str, Any]]
+CASES: list[Case] = [
+    (architecture, task, nproc, parallel)
+    for nproc, layouts in LAYOUTS.items()
+    for parallel in layouts
+    for architecture in MODELS
+    for task in TASKS
+    if architecture == "gpt" or "zero_stage" not in parallel
+]
 
 WORDS = ["import", "json", "class", "value", "return", "self", "none", "true", "async", "def", "wait", "loop", "event"]
 TEXTS = [" ".join(WORDS[i % 4 : i % 4 + 3 + i]) for i in range(EXAMPLES)]
+SECOND = [" ".join(WORDS[i : i + 2]) for i in range(EXAMPLES)]
 CLASSES = [["a", "b", "c"][i % 3] for i in range(EXAMPLES)]
 NUMBERS = [0.5 * i - 1 for i in range(EXAMPLES)]
 TAGS = [[("O", "B-X", "I-X", "O", "B-Y")[j % 5] for j in range(len(text.split()))] for text in TEXTS]
 LABELS = ["O", "B-X", "I-X", "B-Y"]
 
 
-def case_id(case: tuple[str, int, dict[str, Any]]) -> str:
-    task, nproc, parallel = case
-    return "_".join([task, f"{nproc}-processes", *(f"{key}-{value}" for key, value in parallel.items())])
+def case_id(case: Case) -> str:
+    architecture, task, nproc, parallel = case
+    return "_".join([architecture, task, f"{nproc}-processes", *(f"{key}-{value}" for key, value in parallel.items())])
 
 
 def write_examples(folder: Path) -> None:
@@ -55,8 +74,8 @@ def write_examples(folder: Path) -> None:
     for task, values in (("classification", CLASSES), ("regression", NUMBERS)):
         with (folder / f"{task}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows(zip(TEXTS, values, strict=True))
+            writer.writerow(["text", "second", "label"])
+            writer.writerows(zip(TEXTS, SECOND, values, strict=True))
     sentences = (
         "\n".join(map("\t".join, zip(t.split(), tags, strict=True))) for t, tags in zip(TEXTS, TAGS, strict=True)
     )
@@ -79,22 +98,37 @@ def write_examples(folder: Path) -> None:
     (folder / "question_answering.json").write_text(json.dumps({"data": [{"paragraphs": questions}]}))
 
 
-def config(folder: Path, tokenizer: Path, task: str, parallel: dict[str, Any]) -> dict[str, Any]:
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+OURS: dict[str, dict[str, Any]] = {
+    "gpt": {"num_key_value_heads": 4},
+    "bert": {
+        "architecture": "bert",
+        "position_embedding": "learned",
+        "normalization": "layernorm",
+        "norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "gated_mlp": False,
+        "linear_bias": True,
+    },
+}
+
+
+def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any]) -> dict[str, Any]:
     file = next(folder.glob(f"{task}.*"))
     labels = {"classification": ["a", "b", "c"], "tagging": LABELS}.get(task)
+    columns = {"text_pair": "second"} if task in ("classification", "regression") else {}
     return {
-        "model": {
-            "vocab_size": 512,
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "intermediate_size": 128,
-            "max_position_embeddings": 128,
-            "tie_word_embeddings": True,
-        },
-        "tokenizer": {"path": str(tokenizer)},
-        "finetune": {"task": task, "train": str(file), "labels": labels},
+        "model": SHAPE | OURS[architecture],
+        "tokenizer": {"path": str(folder / architecture)},
+        "finetune": {"task": task, "train": str(file), "labels": labels, "columns": columns},
         "parallel": parallel,
         "optimizer": {"lr": LR, "betas": [0.9, 0.95], "weight_decay": 0.1},
         "schedule": {"name": "constant"},
@@ -110,87 +144,115 @@ def config(folder: Path, tokenizer: Path, task: str, parallel: dict[str, Any]) -
 
 
 @functools.cache
-def model(task: str) -> nn.Module:
-    kind: Any = {"tagging": LlamaForTokenClassification, "question_answering": LlamaForQuestionAnswering}
+def model(architecture: str, task: str) -> Any:
+    """A tiny random one with the task's head, in float32."""
     torch.manual_seed(7)
-    made = kind.get(task, LlamaForSequenceClassification)(
-        LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            intermediate_size=128,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            rms_norm_eps=1e-5,
-            num_labels={"classification": 3, "regression": 1, "tagging": len(LABELS)}.get(task, 2),
-            problem_type="regression" if task == "regression" else None,
-            pad_token_id=0,
-            classifier_dropout=0.0,
-            use_cache=False,
-        )
-    )
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if "norm" in name:
+    options = {
+        **SHAPE,
+        "num_labels": {"classification": 3, "regression": 1, "tagging": len(LABELS)}.get(task, 2),
+        "problem_type": "regression" if task == "regression" else None,
+        "classifier_dropout": 0.0,
+    }
+    if architecture == "gpt":
+        llama = LlamaConfig(**options, num_key_value_heads=4, rms_norm_eps=1e-5, pad_token_id=0, use_cache=False)
+        made = {
+            "tagging": LlamaForTokenClassification,
+            "question_answering": LlamaForQuestionAnswering,
+        }.get(task, LlamaForSequenceClassification)(llama)
+    else:
+        bert = BertConfig(**options, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0)
+        made = {
+            "tagging": BertForTokenClassification,
+            "question_answering": BertForQuestionAnswering,
+        }.get(task, BertForSequenceClassification)(bert)
+    with torch.no_grad():  # norms of exactly one and biases of exactly zero would hide that they are not applied
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            elif name.endswith("bias"):
-                parameter.add_(torch.randn_like(parameter))
     return made
 
 
-def weights(task: str) -> dict[str, Tensor]:
-    made: Any = model(task)
-    body = made.transformer if task == "question_answering" else made.model
-    head = made.qa_outputs if task == "question_answering" else made.score
-    found = plain.megatron_weights(SimpleNamespace(config=made.config, model=body))  # type: ignore[arg-type]
+def weights(architecture: str, task: str) -> dict[str, Tensor]:
+    made = model(architecture, task)
+    answers = task == "question_answering"
+    if architecture == "gpt":
+        body: Any = SimpleNamespace(config=made.config, model=made.transformer if answers else made.model)
+        found = plain.megatron_weights(body)
+        head = made.qa_outputs if answers else made.score
+    else:
+        unused = BertForPreTraining(made.config).cls
+        found = plain_bert.megatron_weights(SimpleNamespace(config=made.config, bert=made.bert, cls=unused))  # type: ignore[arg-type]
+        head = made.qa_outputs if answers else made.classifier
     return found | {f"head.{name}": value.detach() for name, value in head.named_parameters()}
 
 
-def tensors(task: str, processor: Any) -> dict[str, Tensor]:
+class Pieces:
+    """A text's pieces and their characters, by the tokenizers' own packages; and how texts are framed."""
+
+    def __init__(self, architecture: str, folder: Path) -> None:
+        self.bert = architecture == "bert"
+        if self.bert:
+            self.fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "bert" / "tokenizer.json"))
+            self.begin, self.end = self.fast.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+        else:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "gpt" / "tokenizer.model"))
+            self.end = self.processor.eos_id()
+
+    def of(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids, and for each the first of its characters that is no space."""
+        if self.bert:
+            found = self.fast(text, add_special_tokens=False, return_offsets_mapping=True)
+            return found["input_ids"], [begin for begin, _ in found["offset_mapping"]]
+        pieces = self.processor.encode(text, out_type=str)
+        begins, place = [], 0
+        for piece in pieces:
+            begins.append(place + (piece.startswith("▁") and piece != "▁"))
+            place += len(piece)
+        return self.processor.piece_to_id(pieces), begins
+
+    def framed(self, first: list[int], second: list[int] | None = None) -> list[int]:
+        head = [self.begin] if self.bert else []
+        return [*head, *first, self.end, *([*second, self.end] if second is not None else [])]
+
+
+def tensors(task: str, pieces: Pieces) -> dict[str, Tensor]:
     """The one batch that holds all examples, as `transformers` wants it."""
-    eos = processor.eos_id()
-    rows, labels = [], []
-    starts, ends = [], []
+    rows, firsts, labels = [], [], []
+    shift = int(pieces.bert)
     for i, text in enumerate(TEXTS):
-        ids = [*processor.encode(text), eos]
+        ids, begins = pieces.of(text)
+        first, second = ids, None
+        if task in ("classification", "regression"):
+            second = pieces.of(SECOND[i])[0]
+            labels.append(["a", "b", "c"].index(CLASSES[i]) if task == "classification" else NUMBERS[i])
         if task == "tagging":
-            marks, row = [], []
-            for word, tag in zip(text.split(), TAGS[i], strict=True):
-                pieces = (
-                    processor.encode(word) if not row else processor.encode(f"x {word}")[len(processor.encode("x")) :]
-                )
-                row += pieces
-                first = next(n for n, piece in enumerate(pieces) if processor.id_to_piece(piece) != "▁")
-                marks += [LABELS.index(tag) if n == first else -100 for n in range(len(pieces))]
-            assert [*row, eos] == ids, "a word's pieces do not depend on its neighbours"
-            labels.append([*marks, -100])
+            at = [text.index(word) for word in text.split()]
+            tags = [LABELS.index(TAGS[i][at.index(begin)]) if begin in at else -100 for begin in begins]
+            labels.append([*[-100] * shift, *tags, -100])
         if task == "question_answering":
-            question = [*processor.encode(WORDS[i]), eos]
-            ids = [*question, *ids]
-            starts.append(len(ids) - 1)
-            ends.append(len(ids) - 1)
-            if i % 4:
-                word = text.split()[i % 3]
-                before = len(processor.encode(" ".join(text.split()[: i % 3]))) if i % 3 else 0
-                count = len(processor.encode(" ".join(text.split()[: i % 3 + 1]))) - before
-                assert text.index(word) == len(" ".join([*text.split()[: i % 3], ""])), "the word's first occurrence"
-                starts[-1] = len(question) + before
-                ends[-1] = len(question) + before + count - 1
-                starts[-1] += processor.id_to_piece(ids[starts[-1]]) == "▁"  # the space before is not the answer's
-        rows.append(ids)
+            first, second = pieces.of(WORDS[i])[0], ids
+            word = text.split()[i % 3]
+            inside = [place for place, begin in enumerate(begins) if 0 <= begin - text.index(word) < len(word)]
+            before = len(pieces.framed(first))
+            nowhere = 0 if pieces.bert else before + len(ids)
+            labels.append([before + inside[0], before + inside[-1]] if i % 4 else [nowhere, nowhere])
+        rows.append(pieces.framed(first, second))
+        firsts.append(len(pieces.framed(first)))
     longest = max(map(len, rows))
-    pad: Callable[[list[int], int], list[int]] = lambda row, value: row + [value] * (longest - len(row))  # noqa: E731
-    mask = torch.tensor([pad([1] * len(row), 0) for row in rows])
-    given = {"input_ids": torch.tensor([pad(row, 0) for row in rows]), "attention_mask": mask}
-    if task == "classification":
-        return {**given, "labels": torch.tensor([["a", "b", "c"].index(name) for name in CLASSES])}
-    if task == "regression":
-        return {**given, "labels": torch.tensor(NUMBERS)}
+
+    def padded(lists: list[list[int]], value: int) -> Tensor:
+        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in lists])
+
+    given = {"input_ids": padded(rows, 0), "attention_mask": padded([[1] * len(row) for row in rows], 0)}
+    if pieces.bert:
+        kinds = [[int(place >= first) for place in range(len(row))] for row, first in zip(rows, firsts, strict=True)]
+        given["token_type_ids"] = padded(kinds, 0)
     if task == "tagging":
-        return {**given, "labels": torch.tensor([pad(row, -100) for row in labels])}
-    return {**given, "start_positions": torch.tensor(starts), "end_positions": torch.tensor(ends)}
+        return {**given, "labels": padded(labels, -100)}
+    if task == "question_answering":
+        starts, ends = torch.tensor(labels).T
+        return {**given, "start_positions": starts, "end_positions": ends}
+    return {**given, "labels": torch.tensor(labels)}
 
 
 def loss_without_padding(said: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -200,8 +262,8 @@ def loss_without_padding(said: Any, batch: dict[str, Tensor]) -> Tensor:
     return (F.cross_entropy(starts, batch["start_positions"]) + F.cross_entropy(ends, batch["end_positions"])) / 2
 
 
-def train_plainly(task: str, batch: dict[str, Tensor]) -> list[tuple[float, float]]:
-    made = model(task)
+def train_plainly(architecture: str, task: str, batch: dict[str, Tensor]) -> list[tuple[float, float]]:
+    made = model(architecture, task)
     matrices = [p for p in made.parameters() if p.ndim > 1]
     vectors = [p for p in made.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -220,23 +282,35 @@ def train_plainly(task: str, batch: dict[str, Tensor]) -> list[tuple[float, floa
 
 
 @pytest.fixture(scope="module")
-def histories(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples, tokenizers, and the models' weights as checkpoints."""
+    made = tmp_path_factory.mktemp("finetune")
+    write_examples(made)
+    (made / "gpt").mkdir()
+    shutil.copy(tokenizer, made / "gpt" / "tokenizer.model")
+    train_wordpiece([*TEXTS, *SECOND], made / "bert", 72)
+    for architecture in MODELS:
+        for task in TASKS:
+            shape = config(made, architecture, task, {})["model"]
+            plain.write_checkpoint(weights(architecture, task), shape, made / "weights" / architecture / task)
+    return made
+
+
+@pytest.fixture(scope="module")
+def histories(folder: Path) -> Callable[[int], dict[str, Any]]:
     """What every case of a number of processes saw; that is started once for all."""
-    folder = tmp_path_factory.mktemp("finetune")
-    write_examples(folder)
-    for task in TASKS:
-        plain.write_checkpoint(weights(task), config(folder, tokenizer, task, {})["model"], folder / "weights" / task)
 
     @functools.cache
     def of(nproc: int) -> dict[str, Any]:
         cases = [
             {
                 "name": case_id(case),
-                "config": config(folder, tokenizer, case[0], case[2]),
-                "checkpoint": str(folder / "weights" / case[0]),
+                "config": config(folder, architecture, task, parallel),
+                "checkpoint": str(folder / "weights" / architecture / task),
             }
             for case in CASES
-            if case[1] == nproc
+            for architecture, task, count, parallel in [case]
+            if count == nproc
         ]
         (folder / f"cases-{nproc}.json").write_text(json.dumps(cases))
         script = Path(__file__).with_name("finetune_layouts.py")
@@ -249,15 +323,17 @@ def histories(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture(scope="module")
-def oracle(tokenizer: Path, histories: Any) -> Callable[[str], list[tuple[float, float]]]:
+def oracle(folder: Path) -> Callable[[str, str], list[tuple[float, float]]]:
     """What the plain loop saw; after the weights were written."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    return functools.cache(lambda task: train_plainly(task, tensors(task, processor)))
+    return functools.cache(
+        lambda architecture, task: train_plainly(architecture, task, tensors(task, Pieces(architecture, folder)))
+    )
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case_id(case)) for case in CASES])
-def test_equals_plain_pytorch(case: tuple[str, int, dict[str, Any]], histories: Any, oracle: Any) -> None:
-    ours, theirs = torch.tensor(histories(case[1])[case_id(case)]), torch.tensor(oracle(case[0]))
+def test_equals_plain_pytorch(case: Case, histories: Any, oracle: Any) -> None:
+    architecture, task, nproc, _ = case
+    ours, theirs = torch.tensor(histories(nproc)[case_id(case)]), torch.tensor(oracle(architecture, task))
     drift = ((ours - theirs) / theirs).abs().amax(1)
     assert drift[0] < 2e-6, drift
     assert drift.max() < 2e-5, drift
