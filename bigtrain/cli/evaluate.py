@@ -51,7 +51,10 @@ def evaluate(
     named = columns_of(columns or [])
     if source.is_dir():
         folder = output or source / "evaluation"
-        predictions, kind = _predict(source, data, overrides or [], folder, nproc)
+        predictions, kind, labelled = _predict(source, data, overrides or [], folder, nproc)
+        if not labelled and labels is None:
+            out.print(f"{predictions}\n{data} has no labels: there is nothing to score", markup=False)
+            return
     elif data is not None or task is None:
         wrong = "--task is missing" if task is None else f"{data} would be judged by a run"
         raise UserError(f"{source} is not a run's folder but predictions, and {wrong}")
@@ -64,10 +67,13 @@ def evaluate(
     show(score(found, seed).as_json(), differences, folder, predictions.name.partition(".")[0])
 
 
-def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int) -> tuple[Path, Any]:
-    """Write a run's predictions; gives the file, and the task. In a process that is one of several it ends there."""
+def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int) -> tuple[Path, Any, bool]:
+    """Write a run's predictions; gives the file, the task, and whether the examples say what is right.
+
+    In a process that is one of several it ends there.
+    """
     from bigtrain.config import validate
-    from bigtrain.finetune.saved import load_run, open_examples
+    from bigtrain.finetune.saved import has_labels, load_run, open_examples
     from bigtrain.launch.environment import world_from_environment
     from bigtrain.launch.local import run_workers
 
@@ -79,9 +85,9 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
     predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
     world = world_from_environment(nproc, os.environ)
     validate(config, world.world_size)
+    encoded = open_examples(config, data, run)
     if not world.is_worker:
-        for note in open_examples(config, data, run).notes:
-            out.print(note, markup=False)
+        out.print(*encoded.notes, sep="\n", markup=False)
         folder.mkdir(parents=True, exist_ok=True)
     if world.is_worker or world.world_size == 1:
         from bigtrain.finetune.predict import predict_file
@@ -94,7 +100,7 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
         code = run_workers([sys.executable, "-m", "bigtrain", *words], world, log_dir=folder / "logs")
         if code:
             sys.exit(code)
-    return predictions, config.finetune.task
+    return predictions, config.finetune.task, has_labels(encoded.examples)
 
 
 def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path, stem: str) -> None:

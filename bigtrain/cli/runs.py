@@ -1,6 +1,7 @@
 """`bigtrain pretrain` and `bigtrain finetune`."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.table import Table
 
-from bigtrain.cli.arguments import ConfigFile, Overrides
+from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.config import Config
 from bigtrain.errors import ConfigError
 
@@ -31,15 +33,54 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, nproc: Processes =
     _run(loaded, words, nproc, open_inputs, "bigtrain.training.pretrain:pretrain")
 
 
-def finetune(config: ConfigFile, overrides: Overrides = None, nproc: Processes = None) -> None:
+def finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Processes = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V...",
+            help="One run for each value, one after the other, and a table of what each has reached on the held-out "
+            "examples; several keys: each with each. Of values of training.seed mean and deviation are told.",
+        ),
+    ] = None,
+) -> None:
     """Fine-tune a model on labelled examples, or continue a run whose folder is there already."""
     from bigtrain.finetune.inputs import load_task_config, open_task
 
+    if sweep:
+        _sweep(config, overrides or [], sweep, nproc)
     loaded = load_task_config(config, overrides or [])
     if loaded.finetune.task is None:
         raise ConfigError(f"{config}: finetune.task is missing; `bigtrain pretrain` trains without one")
     words = ["finetune", str(config), *(overrides or [])]
     _run(loaded, words, nproc, open_task, "bigtrain.finetune.finetune:finetune")
+
+
+def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: int | None) -> NoReturn:
+    """The runs of a sweep, finished ones left as they are, and their table; ends as the first run that fails."""
+    from bigtrain.finetune.inputs import load_task_config
+    from bigtrain.finetune.sweep import settings
+    from bigtrain.launch.sweep import own_places, variants
+
+    base = load_task_config(path, overrides)
+    if not (base.finetune.validation or base.finetune.validation_fraction):
+        raise ConfigError("--sweep compares runs by held-out examples: give finetune.validation")
+    chosen = [(v.name, [*overrides, *v.overrides, *own_places(base, v)]) for v in variants(sweeps)]
+    configs = [(name, words, load_task_config(path, words)) for name, words in chosen]
+    for name, words, _ in configs:
+        out.print(name, style="bold", markup=False)
+        told = [] if nproc is None else ["--nproc", str(nproc)]
+        code = subprocess.run([sys.executable, "-m", "bigtrain", "finetune", str(path), *words, *told]).returncode
+        if code:
+            sys.exit(code)
+    table = Table("", f"validation {base.finetune.metric}", "runs", box=None, highlight=False)
+    for found in settings(base, [(Path(made.training.output_dir), name) for name, _, made in configs]):
+        spread = "" if found.deviation is None else f" ± {found.deviation:.4f}"
+        table.add_row(found.name, f"{found.mean:.4f}{spread}", str(len(found.values)))
+    out.print(table)
+    sys.exit(0)
 
 
 def _run(

@@ -10,19 +10,16 @@ from bigtrain.evaluate.score import score
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import as_predictions, decode
 from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
+from bigtrain.finetune.judged import best_row, exhausted, judged
 from bigtrain.finetune.predict import outputs
 from bigtrain.models.build import build_model
 from bigtrain.models.heads import HEAD, POOLER, build_with_head
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
-from bigtrain.training import records
 from bigtrain.training.loop import Run, publish
 from bigtrain.training.pretrain import Purpose, pretrain
 from bigtrain.training.validation import mean_losses
-
-LOWER_IS_BETTER = "loss"
-"""Of all metrics."""
 
 
 def finetune(config: Config) -> int:
@@ -61,7 +58,7 @@ def judge(run: Run) -> bool:
         return False
     feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
     found = _measure(run, feed)
-    rows = [*_judged(config), found] if found else []
+    rows = [*judged(run.output_dir), found] if found else []
     is_best = topology.any_rank(bool(rows) and best_row(config, rows) is found)
     if is_best:
         run.watchdog.feed(f"the best checkpoint, of step {step}", step, long=True)
@@ -71,14 +68,7 @@ def judge(run: Run) -> bool:
         publish(run, found)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "step")
         run.progress.say(f"step {step}: {figures}{' (the best so far)' if is_best else ''}")
-    return topology.any_rank(_exhausted(config, rows))
-
-
-def best_row(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The validation that is best in `finetune.metric`, the first of equal ones."""
-    key = f"validation_{config.finetune.metric}"
-    sign = -1 if config.finetune.metric == LOWER_IS_BETTER else 1
-    return max(rows, key=lambda row: float("-inf") if row[key] is None else sign * row[key])
+    return topology.any_rank(exhausted(config, rows))
 
 
 def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
@@ -102,24 +92,12 @@ def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
 _KEPT = ("accuracy", "f1", "exact_match", "pearson", "spearman", "rmse")
 
 
-def _judged(config: Config) -> list[dict[str, Any]]:
-    """The validations so far."""
-    rows = records.read_rows(Path(config.training.output_dir) / records.METRICS)
-    return [row for row in rows if "validation_loss" in row]
-
-
-def _exhausted(config: Config, rows: list[dict[str, Any]]) -> bool:
-    if not config.finetune.patience or not rows:
-        return False
-    return len(rows) - 1 - rows.index(best_row(config, rows)) >= config.finetune.patience
-
-
 def _is_done(config: Config, inputs: TaskInputs) -> bool:
     resumed = inputs.checkpoint
     if resumed is None:
         return False
-    rows = [row for row in _judged(config) if row["step"] <= resumed.state.step]
-    return resumed.state.step == config.training.steps or _exhausted(config, rows)
+    rows = [row for row in judged(Path(config.training.output_dir)) if row["step"] <= resumed.state.step]
+    return resumed.state.step == config.training.steps or exhausted(config, rows)
 
 
 PURPOSE = Purpose(

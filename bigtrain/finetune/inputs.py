@@ -1,6 +1,7 @@
 """What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class TaskInputs:
         return [*self.train.notes, *(self.validation.notes if self.validation else ())]
 
 
-def load_task_config(path: Path, overrides: list[str]) -> Config:
+def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
     """A configuration; of fine-tuning the model's shape is that of the checkpoint `finetune.init`.
 
     Raises:

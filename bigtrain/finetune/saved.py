@@ -58,5 +58,10 @@ def _labelled_or_not(config: Config, data: Path) -> Examples:
     options = config.finetune
     assert options.task is not None, "the configuration was checked"
     everything = read_examples(data, options.task, options.columns, labelled=False)
-    has_labels = any(given is not None for e in everything.examples for given in (e.label, e.number, e.tags, e.answers))
-    return read_examples(data, options.task, options.columns) if has_labels else everything
+    return read_examples(data, options.task, options.columns) if has_labels(everything) else everything
+
+
+def has_labels(examples: Examples) -> bool:
+    """Whether some of them say what is right."""
+    fields = ("label", "number", "tags", "answers")
+    return any(getattr(example, name) is not None for example in examples.examples for name in fields)
