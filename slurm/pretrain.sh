@@ -53,7 +53,7 @@ if [ -z "${BIGTRAIN_PYTHON:-}" ]; then
   BIGTRAIN_PYTHON=$(project_folder)/.venv/bin/python
   [ -x "$BIGTRAIN_PYTHON" ] || BIGTRAIN_PYTHON=python3
 fi
-command=("$BIGTRAIN_PYTHON" -m bigtrain pretrain "$@")
+command=("$BIGTRAIN_PYTHON" -m bigtrain "${BIGTRAIN_COMMAND:-pretrain}" "$@") # finetune.sh sets another
 if [ -n "${BIGTRAIN_NPROC:-}" ]; then command+=(--nproc "$BIGTRAIN_NPROC"); fi
 
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then

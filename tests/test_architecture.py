@@ -24,6 +24,7 @@ FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for r
 NEIGHBOURS = {  # weights are read through convert
     ("finetune", "convert"),
     ("evaluate", "convert"),
+    ("finetune", "evaluate"),  # its predictions are scored
     ("plan", "convert"),
     ("report", "convert"),
     ("__main__", "cli"),

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
 from bigtrain.checkpoint.files import read_metadata, reader
-from bigtrain.checkpoint.holdings import finish_load, holdings
+from bigtrain.checkpoint.holdings import adam_step, finish_load, holdings
 from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
@@ -50,15 +50,19 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
     finish_load(engine, checkpoint.adam_step)
 
 
-def load_weights(checkpoint: Checkpoint, engine: Engine) -> None:
-    """The weights alone; the optimizer stays as at the beginning of a run. All ranks call it.
+def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: Sequence[str] = ()) -> None:
+    """The weights alone; the optimizer stays as it is. All ranks call it.
+
+    Weights whose names begin with one of `but` keep what they have.
 
     Raises:
         CheckpointError: As `load`.
     """
+    prefix = PREFIXES["weight"]
+    left_out = tuple(prefix + name for name in but)
     held = holdings(engine, to_save=False)
-    _fill(checkpoint, [holding for holding in held if holding.name.startswith(PREFIXES["weight"])])
-    finish_load(engine, step=0)
+    _fill(checkpoint, [box for box in held if box.name.startswith(prefix) and not box.name.startswith(left_out)])
+    finish_load(engine, adam_step(engine))
 
 
 def _fill(checkpoint: Checkpoint, held: Sequence[Holding]) -> None:

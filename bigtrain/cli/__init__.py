@@ -16,8 +16,10 @@ from bigtrain import __version__
 from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
 from bigtrain.cli.data import data_app
+from bigtrain.cli.evaluate import evaluate
 from bigtrain.cli.generate import generate
 from bigtrain.cli.jobs import logs, status, stop, submit
+from bigtrain.cli.runs import finetune, pretrain
 from bigtrain.cli.tokenizer import tokenizer_app
 from bigtrain.cli.verify import verify_layouts, verify_masks
 from bigtrain.errors import EXIT_USER_ERROR, LaunchError, UserError
@@ -56,57 +58,17 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-@app.command()
-def pretrain(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    nproc: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes on this machine; default: one a GPU, else as many as one copy of the model needs."
-        ),
-    ] = None,
-) -> None:
-    """Pretrain, or continue a run whose folder is there already."""
-    from bigtrain.config import load_config, to_yaml, validate
-    from bigtrain.launch.environment import world_from_environment
-    from bigtrain.launch.job import allocation, is_batch_step, supervise
-    from bigtrain.launch.local import run_workers
-
-    loaded = load_config(config, overrides or [])
-    words = ["pretrain", "-"]  # what this process has read and others need not read again comes as their input
-    if is_batch_step(os.environ):
-        from bigtrain.training.preflight import preflight
-
-        given = allocation(loaded, nproc, os.environ)
-        preflight(loaded)
-        sys.exit(supervise(loaded, words, given))
-    world = world_from_environment(nproc, os.environ, loaded.parallel.model_parallel_size)
-    validate(loaded, world.world_size)
-    if not world.is_worker and world.nnodes == 1:
-        from bigtrain.training.preflight import preflight
-
-        preflight(loaded)  # before torch is loaded and processes are started; of several nodes rank 0 looks for all
-    if world.is_worker or world.world_size == 1:
-        from bigtrain.training.pretrain import pretrain as run
-
-        sys.exit(run(loaded))
-    sys.exit(
-        run_workers(
-            [sys.executable, "-m", "bigtrain", *words],
-            world,
-            log_dir=Path(loaded.training.output_dir) / "logs",
-            stdin=to_yaml(loaded),
-        )
-    )
+app.command()(pretrain)
+app.command()(finetune)
 
 
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the configuration with every default spelled out."""
-    from bigtrain.config import load_config, to_yaml
+    from bigtrain.config import to_yaml
+    from bigtrain.finetune.inputs import load_task_config
 
-    out.print(to_yaml(load_config(config, overrides or [])), end="", markup=False)
+    out.print(to_yaml(load_task_config(config, overrides or [])), end="", markup=False)
 
 
 @app.command()
@@ -122,6 +84,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 
 app.command()(generate)
+app.command()(evaluate)
 app.command()(submit)
 app.command()(status)
 app.command()(stop)

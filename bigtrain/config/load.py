@@ -12,19 +12,29 @@ from bigtrain.config.schema import Config
 from bigtrain.errors import ConfigError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), lowest: Sequence[Layer] = ()) -> Config:
     """Read the YAML file at `path`, follow its `extends`, apply `key.path=value` overrides.
 
     Args:
         path: The YAML file; `-` is standard input. `extends: other.yaml` (or a list) is relative to the file that
             says it; what the file itself says wins, and of a list the later.
         overrides: Words like ``parallel.tensor=2``; a value is read as YAML. The later wins.
+        lowest: What holds where neither says otherwise.
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown or missing, or a value has the wrong type.
     """
     files = file_layers(Path(path))
-    return _parse([*files, *map(override_layer, overrides)], where_missing=files[-1].source)
+    return _parse([*lowest, *files, *map(override_layer, overrides)], where_missing=files[-1].source)
+
+
+def said(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the file and the overrides say, merged and not yet checked.
+
+    Raises:
+        ConfigError: A file or an override cannot be read.
+    """
+    return merge([*file_layers(Path(path)), *map(override_layer, overrides)])
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:

@@ -7,26 +7,10 @@ from this file.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, without unknown keys, and strict: `true` is not a
-    number, nor is `"2"`, so that a slip of the pen is told rather than guessed at."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+from bigtrain.config.section import Fraction, NonNegative, Probability, Section, Text
+from bigtrain.config.tasks import FinetuneConfig
 
 
 class RopeScalingConfig(Section):
@@ -477,7 +461,8 @@ class Config(Section):
 
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig
+    data: DataConfig = DataConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

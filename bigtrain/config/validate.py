@@ -11,6 +11,7 @@ from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
 from bigtrain.config.validate_architecture import architecture_problems
 from bigtrain.config.validate_data import data_problems
+from bigtrain.config.validate_finetune import finetune_problems
 from bigtrain.config.validate_model import model_problems
 from bigtrain.config.validate_t5 import t5_problems
 from bigtrain.errors import ConfigError
@@ -47,8 +48,9 @@ def validate(config: Config, world_size: int) -> None:
     """
     heads = list(_heads(config))
     problems = [
-        *data_problems(config),
+        *(data_problems(config) if config.finetune.task is None else ()),
         *architecture_problems(config),
+        *finetune_problems(config),
         *heads,
         *(model_problems(config.model) if not heads else ()),
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
@@ -296,7 +298,7 @@ def _schedule(config: Config) -> Iterator[str]:
 def _validation(config: Config) -> Iterator[str]:
     t = config.training
     asked = [key for key in ("validation_interval", "validation_samples") if getattr(t, key)]
-    if config.data.validation is None and asked:
+    if config.data.validation is None and config.finetune.task is None and asked:
         yield (
             f"training.{asked[0]} ({getattr(t, asked[0])}) asks for validation, but data.validation names no dataset; "
             f"give one or set training.{asked[0]}=0"

@@ -46,7 +46,7 @@ def _bert(config: Config) -> Iterator[str]:
     if d.mask_document_boundaries:
         yield "data.mask_document_boundaries is for model.architecture=gpt; BERT reads from both sides: leave it out"
     sentences = d.sentence_objective != "none"
-    if sentences != m.add_pooling_layer:
+    if sentences != m.add_pooling_layer and config.finetune.task is None:
         remedy = "set model.add_pooling_layer=true" if sentences else "leave the latter out, or set the former to next"
         yield (
             f"data.sentence_objective is {d.sentence_objective} and model.add_pooling_layer "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, float64
@@ -36,6 +36,7 @@ class Batch:
         return self.input_ids.shape[1]
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Samples made into batches: a pure function of their positions."""
 

@@ -26,6 +26,10 @@ _SPACES = ("\u2581", "\u0120", "\u010a", " ")
 """How a piece spells the space before it: SentencePiece; byte-level BPE, and the line end; tiktoken."""
 
 
+Span = tuple[int, int]
+"""The first character, and the one after the last."""
+
+
 class Vocabulary(Protocol):
     """What there is to know of token ids."""
 
@@ -53,6 +57,9 @@ class Tokenizer(Vocabulary, Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each of `texts`."""
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """The ids of `text`, and the characters that each stands for; a character may be shared by several."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are spelled out by Hugging Face tokenizers and silent in SentencePiece."""
@@ -83,6 +90,12 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._processor.encode(texts, num_threads=1)
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        at = [place for place, char in enumerate(text) for _ in char.encode()]  # of each byte, which it counts in
+        at.append(len(text))
+        return [p.id for p in pieces], [(at[p.begin], at[max(p.end - 1, p.begin)] + (p.end > p.begin)) for p in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -116,6 +129,10 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -151,6 +168,11 @@ class TiktokenTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        ids = self.encode(text)
+        _, begins = self._encoding.decode_with_offsets(ids)
+        return ids, list(zip(begins, [*begins[1:], len(text)], strict=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])

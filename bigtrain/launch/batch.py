@@ -179,6 +179,8 @@ def run_command(config: Config, folder: Path, configs: Sequence[Path]) -> str:
     launch = config.launch
     # How many processes a node starts is in the configuration, and must not be told by where this was called.
     lines = [f"export BIGTRAIN_PYTHON={shlex.quote(sys.executable)}", "unset BIGTRAIN_NPROC"]
+    if config.finetune.task is not None:
+        lines.append("export BIGTRAIN_COMMAND=finetune")
     if launch.container_image is not None:
         variable = "BIGTRAIN_SRUN_ARGS" if launch.container_runtime == "pyxis" else "BIGTRAIN_PREFIX"
         lines += [*_python_path(config), f"export {variable}={shlex.quote(shlex.join(_container(config, folder)))}"]

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.config import Config, load_config, to_yaml, validate
+from bigtrain.config import Config, to_yaml, validate
 from bigtrain.errors import DataError, LaunchError, UserError
+from bigtrain.finetune.inputs import load_task_config, open_task
 from bigtrain.launch import batch, partitions, slurm
 from bigtrain.launch.submitted import FOLDER, STOP, Submitted, jobs_of, newest_job, record, runs_of
 from bigtrain.launch.sweep import Variant, own_places, variants
 from bigtrain.training import records
+from bigtrain.training.inputs import open_inputs
 from bigtrain.training.preflight import preflight
 
 _ONE_NODE = {"nodes": 1, "spare_nodes": 0, "elastic": False, "chain": False}
@@ -60,9 +62,9 @@ def plan(path: Path, overrides: Sequence[str], sweeps: Sequence[str] = (), then:
     Raises:
         UserError: Naming the key or option and what would be right.
     """
-    folder = Path(load_config(path, overrides).training.output_dir).absolute()
+    folder = Path(load_task_config(path, overrides).training.output_dir).absolute()
     overrides = [*overrides, f"training.output_dir={json.dumps(str(folder))}"]
-    base = load_config(path, overrides)
+    base = load_task_config(path, overrides)
     runs = {"": base}
     if sweeps:
         runs = {v.name: _varied(path, overrides, base, v) for v in variants(sweeps)}
@@ -122,7 +124,7 @@ def check_files(plan: Plan) -> None:
     for name, config in plan.runs.items():
         with _of_run(name):
             try:
-                preflight(config).close()
+                preflight(config, open_inputs if config.finetune.task is None else open_task).close()
             except DataError as error:
                 hint = "if it is seen from the compute nodes alone, submit with --no-check-files"
                 raise DataError(f"{error} ({hint})") from None
@@ -227,7 +229,7 @@ def _kept_config(config: Config) -> Path:
 
 def _varied(path: Path, overrides: Sequence[str], base: Config, variant: Variant) -> Config:
     with _of_run(variant.name):
-        return load_config(path, [*overrides, *variant.overrides, *own_places(base, variant)])
+        return load_task_config(path, [*overrides, *variant.overrides, *own_places(base, variant)])
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from bigtrain.data.held_out import is_held_out
 from bigtrain.data.manifest import token_dtype
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.data.writing import Documents
 from bigtrain.errors import BigTrainError
 from bigtrain.prepare.reading import Errand, Reject, Text, read
-from bigtrain.prepare.text import is_held_out
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

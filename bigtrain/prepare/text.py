@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+from bigtrain.data.held_out import is_held_out
 from bigtrain.prepare.inputs import find_files
 from bigtrain.prepare.plan import PIECE_BYTES, Part, Unit, cut_finely, join
 from bigtrain.prepare.reading import Reject, errands, read
@@ -13,15 +14,6 @@ MAX_DOCUMENT_BYTES = 64_000_000
 """What is larger is no document. SentencePiece needs about 100 bytes of memory for one of text."""
 _SMALLEST_SHARE = 2**16
 """Bytes that a stretch gives to a sample: less is not worth opening a file."""
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out `fraction`: decided by a hash of its text, so that equal
-    documents lie on one side whatever else is in the inputs."""
-    if not fraction:
-        return False
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < fraction * 2**64
 
 
 def read_documents(

@@ -8,7 +8,7 @@ from bigtrain.config import to_yaml
 from bigtrain.report.history import History, layout_text
 from bigtrain.report.summary import Summary
 
-_STYLE = """
+STYLE = """
   body { font: 15px/1.5 system-ui, sans-serif; color: #1d2125; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem; }
   h1 { font-size: 1.5rem; margin: 0 0 1rem; }
   h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
@@ -30,13 +30,13 @@ def report_page(history: History, summary: Summary, curve: bytes) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 <h1>{title}</h1>
 <img src="data:image/png;base64,{picture}" alt="Loss over steps">
 <h2>Figures</h2>
-{_table(summary.rows())}
+{table(summary.rows())}
 <h2>History</h2>
-{_table([_event_row(event) for event in history.events])}
+{table([_event_row(event) for event in history.events])}
 <h2>Configuration</h2>
 <details><summary>config.yaml, every default spelled out</summary>
 <pre>{escape(to_yaml(history.config))}</pre></details>
@@ -44,7 +44,8 @@ def report_page(history: History, summary: Summary, curve: bytes) -> str:
 """
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
+def table(rows: list[tuple[str, str]]) -> str:
+    """Names and values as an HTML table."""
     cells = "\n".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>\n{cells}\n</table>"
 

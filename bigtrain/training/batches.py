@@ -28,9 +28,11 @@ def batch_source(samples: Readable, packing: str, mask_document_boundaries: bool
 class BatchReader:
     """Reads what this rank trains on."""
 
-    def __init__(self, config: Config, layout: Layout, samples: Readable) -> None:
+    def __init__(self, config: Config, layout: Layout, samples: Readable | BatchSource) -> None:
         self._training, self._layout = config.training, layout
-        self._source = batch_source(samples, config.data.packing, config.data.mask_document_boundaries)
+        if not isinstance(samples, BatchSource):
+            samples = batch_source(samples, config.data.packing, config.data.mask_document_boundaries)
+        self._source = samples
 
     def __call__(self, position: int) -> Sequence[Batch]:
         """The micro-batches of the step whose first sample is at `position`. Raises DataError: a shard is damaged."""
@@ -42,6 +44,10 @@ class BatchReader:
             data_parallel_rank=self._layout.data_rank,
             data_parallel_size=self._layout.data,
         )
+
+    def tokens(self, batches: Sequence[Batch]) -> int:
+        """Tokens of the whole global batch, padding included, if all ranks read as many."""
+        return sum(batch.input_ids.numel() for batch in batches) * self._layout.data
 
     def targets(self, batches: Sequence[Batch]) -> list[float]:
         """Of each kind the targets of the whole global batch, the divisor of their mean loss. Of none it is 1."""

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bigtrain.checkpoint import catalog
 from bigtrain.config import Config
@@ -20,7 +20,7 @@ from bigtrain.data.pairs import Pairs, pair_lengths
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
-from bigtrain.data.tokenizer import Vocabulary, load_tokenizer
+from bigtrain.data.tokenizer import Tokenizer, Vocabulary, load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.training.resume import checkpoint_to_begin_with, checkpoint_to_resume
 
@@ -28,9 +28,39 @@ REMOTE_SHUFFLE_WINDOW = 2**28
 """Tokens shuffled together where a dataset lies behind a URL and `data.shuffle_window` says nothing."""
 
 
+class RunInputs(Protocol):
+    """What every run reads, whatever it trains for."""
+
+    @property
+    def checkpoint(self) -> catalog.Checkpoint | None:
+        """To go on from."""
+
+    @property
+    def initial(self) -> catalog.Checkpoint | None:
+        """Whose weights a new run begins with."""
+
+    @property
+    def data_identity(self) -> dict[str, Any]:
+        """What decides which samples a position means; a checkpoint records it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That made the tokens."""
+
+    def told(self) -> dict[str, Any]:
+        """What the event of the start tells of it."""
+
+    def notes(self) -> list[str]:
+        """What the user must know of it."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads. Rank 0 opens it and sends it to the others, which open shards when they need them."""
+    """What a run of pretraining reads. Rank 0 opens it and sends it to the others, which open shards when they need
+    them. See :class:`RunInputs`."""
 
     train: Samples | Mixture
     """The samples by position."""
@@ -44,6 +74,21 @@ class Inputs:
     """Whose weights it begins with, where it goes on from none."""
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of all datasets."""
+        return first_source(self.train).dataset.load_tokenizer()
+
+    def told(self) -> dict[str, Any]:
+        """Tokens of the datasets that are in no sample."""
+        if isinstance(self.train, Mixture):
+            return {"tokens_left_out": {name: s.cut.tokens_left_out() for name, s in self.train.sources.items()}}
+        return {"tokens_left_out": self.train.cut.tokens_left_out()}
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
 
     def close(self) -> None:
         """End the threads that fetch ahead."""

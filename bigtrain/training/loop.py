@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.saver import Saved, Saver
 from bigtrain.config import Config
+from bigtrain.data.batch import BatchSource
 from bigtrain.data.loader import prefetch
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine, StepResult
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import records
 from bigtrain.training.batches import BatchReader
 from bigtrain.training.dashboard import Dashboard
-from bigtrain.training.inputs import Inputs
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.schedule import learning_rate
 from bigtrain.training.signals import StopRequest
@@ -34,7 +36,8 @@ class Run:
     config: Config
     layout: Layout
     output_dir: Path
-    inputs: Inputs
+    inputs: Any
+    """See :class:`bigtrain.training.inputs.RunInputs`; the purpose's functions know more of it."""
     engine: Engine
     saver: Saver
     state: catalog.TrainingState
@@ -44,6 +47,10 @@ class Run:
     progress: ProgressLine
     dashboard: Dashboard | None
     """On rank 0 alone."""
+    samples: TokenSource | BatchSource
+    """What is trained on, by position."""
+    validate: Callable[["Run"], bool]
+    """Judges the model by what is held out; gives whether training should end."""
 
     @property
     def is_first(self) -> bool:
@@ -73,11 +80,11 @@ def train(run: Run) -> bool:
     """
     config, steps = run.config, run.config.training.steps
     meter = _Meter()
-    read = BatchReader(config, run.layout, run.inputs.reads)
+    read = BatchReader(config, run.layout, run.samples)
     batches = _batches(run, read)
-    stopping = False
+    stopping = enough = False
     began_at = run.state.step
-    while run.state.step < steps and not stopping:
+    while run.state.step < steps and not (stopping or enough):
         run.watchdog.feed(f"step {run.state.step + 1}", run.state.step, long=run.state.step == began_at)
         meter.start()
         micro = next(batches)
@@ -85,14 +92,14 @@ def train(run: Run) -> bool:
         step = run.state.step
         lr = learning_rate(config, step)
         result = run.engine.train_step(micro, read.targets(micro), lr, step)
-        run.state = _after_step(run.state, config)
+        tokens = read.tokens(micro)
+        run.state = _after_step(run.state, config, tokens)
         _announce_stage(run)
-        _record(run, result, lr, meter)
+        _record(run, result, lr, meter, tokens)
 
-        if _due(run.state.step, config.training.validation_interval, steps):
-            _validate(run)
+        enough = _due(run.state.step, config.training.validation_interval, steps) and run.validate(run)
         stopping = topology.any_rank(run.stop.received is not None)
-        if stopping or _due(run.state.step, config.checkpoint.interval, steps):
+        if stopping or enough or _due(run.state.step, config.checkpoint.interval, steps):
             run.watchdog.feed(f"the checkpoint of step {run.state.step}", run.state.step, long=True)
             run.saver.save(run.state)
         else:
@@ -100,19 +107,18 @@ def train(run: Run) -> bool:
     run.watchdog.feed("the wait for the last checkpoint", run.state.step, long=True)
     run.saver.finish()
     batches.close()
-    return run.state.step >= steps
+    return enough or run.state.step >= steps
 
 
 def _due(step: int, interval: int, last: int) -> bool:
     return step == last or (interval > 0 and step % interval == 0)
 
 
-def _after_step(state: catalog.TrainingState, config: Config) -> catalog.TrainingState:
-    sequences = config.training.global_batch_size
+def _after_step(state: catalog.TrainingState, config: Config, tokens: int) -> catalog.TrainingState:
     return catalog.TrainingState(
         step=state.step + 1,
-        position=state.position + sequences,
-        tokens=state.tokens + sequences * config.training.sequence_length,
+        position=state.position + config.training.global_batch_size,
+        tokens=state.tokens + tokens,
     )
 
 
@@ -131,7 +137,7 @@ def _announce_stage(run: Run) -> None:
                 run.event("stage", shares={name: round(float(share), 6) for name, share in stage.shares.items()})
 
 
-def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
+def _record(run: Run, result: StepResult, lr: float, meter: "_Meter", tokens: int) -> None:
     config, step = run.config, run.state.step
     if not _due(step, config.logging.interval, config.training.steps):
         meter.step_queued()
@@ -140,7 +146,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
     step_seconds, data_seconds = meter.step_done()
     if not run.is_first:
         return
-    tokens_per_second = config.training.global_batch_size * config.training.sequence_length / step_seconds
+    tokens_per_second = tokens / step_seconds
     row = {
         "step": step,
         "tokens": run.state.tokens,
@@ -156,7 +162,7 @@ def _record(run: Run, result: StepResult, lr: float, meter: "_Meter") -> None:
         "model_flops_utilization": model_flops_utilization(config, tokens_per_second, run.layout.world_size),
         "memory_bytes": peak_memory_bytes(),
     }
-    _publish(run, row)
+    publish(run, row)
     run.progress.update(row)
 
 
@@ -183,26 +189,29 @@ def _of_sources(run: Run, result: StepResult) -> dict[str, float | int | None]:
     }
 
 
-def _publish(run: Run, row: dict[str, Any]) -> None:
+def publish(run: Run, row: dict[str, Any]) -> None:
+    """Put a row of figures where all others are; on rank 0."""
     records.append(run.output_dir / records.METRICS, row)
     if run.dashboard is not None:
         run.dashboard.log(row)
 
 
-def _validate(run: Run) -> None:
+def validate_text(run: Run) -> bool:
+    """Measure the loss on held-out text. Never ends training."""
     if run.inputs.validation is None:
-        return
+        return False
     step = run.state.step
     feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
     row = {"step": step, **validate(run.engine, run.config, run.inputs.validation, run.inputs.reads_validation, feed)}
     run.event("evaluate", validation_loss=row["validation_loss"])
     if run.is_first:
-        _publish(run, row)
+        publish(run, row)
         bits = row.get("validation_bits_per_byte")
         run.progress.say(
             f"step {step}: validation loss {row['validation_loss']:.4f}"
             + ("" if bits is None else f", {bits:.4f} bits per byte")
         )
+    return False
 
 
 class _Meter:

@@ -5,16 +5,20 @@ Nothing here needs torch: the launcher looks before it starts any process.
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bigtrain.checkpoint.places import checkpoint_folder, is_local
 from bigtrain.config import Config
 from bigtrain.errors import ConfigError
-from bigtrain.training.inputs import Inputs, open_inputs
+from bigtrain.training.inputs import open_inputs
 
 
-def preflight(config: Config) -> Inputs:
+def preflight(config: Config, open_files: Callable[[Config], Any] = open_inputs) -> Any:
     """Make the run's folder, and open and check everything that the run reads; needs neither torch nor peers.
+
+    `open_files` is the part that depends on what the run trains for; gives what it gives.
 
     Raises:
         UserError: Naming the key or file and what would be right.
@@ -22,7 +26,7 @@ def preflight(config: Config) -> Inputs:
     _check_output(Path(config.training.output_dir))
     if config.checkpoint.dir is not None:
         _check_checkpoint_dir(checkpoint_folder(config))
-    return open_inputs(config)
+    return open_files(config)
 
 
 def _check_output(output_dir: Path) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.config import Config, to_yaml
-from bigtrain.data.mixture import Mixture
+from bigtrain.data.batch import BatchSource
+from bigtrain.data.samples import TokenSource
 from bigtrain.data.tokenizer import copy_tokenizer
 from bigtrain.errors import EXIT_REQUEUE, UserError
 from bigtrain.models.size import parameter_count
@@ -19,15 +22,46 @@ from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults, records
 from bigtrain.training.dashboard import Dashboard
-from bigtrain.training.inputs import Inputs, first_source
-from bigtrain.training.loop import Run, train
+from bigtrain.training.inputs import RunInputs, open_inputs
+from bigtrain.training.loop import Run, train, validate_text
 from bigtrain.training.preflight import preflight
 from bigtrain.training.progress import ProgressLine
 from bigtrain.training.signals import StopRequest
 from bigtrain.training.watchdog import Watchdog
 
 
-def pretrain(config: Config) -> int:
+@dataclass(frozen=True)
+class Purpose:
+    """What a run trains for, as far as runs differ by it. `inputs` are what `open` gives."""
+
+    open: Callable[[Config], Any]
+    """Opens and checks what the run reads, without torch: :class:`bigtrain.training.inputs.RunInputs`."""
+    engine: Callable[[Config, Layout, Any], Engine]
+    """The model."""
+    samples: Callable[[Config, Any], TokenSource | BatchSource]
+    validate: Callable[[Run], bool]
+    """After some of the steps; gives whether training should end."""
+    begin: Callable[[catalog.Checkpoint, Engine], None] = store.load_weights
+    """Fills the model of a new run with the weights that it begins with."""
+    settled: Callable[[Config, Any], Config] = lambda config, _: config
+    """The configuration with what only the inputs tell."""
+    is_done: Callable[[Config, Any], bool] = lambda config, inputs: _all_steps_done(config, inputs)
+    """Whether there is nothing left to do."""
+
+
+def _all_steps_done(config: Config, inputs: Any) -> bool:
+    return inputs.checkpoint is not None and inputs.checkpoint.state.step == config.training.steps
+
+
+PRETRAINING = Purpose(
+    open=open_inputs,
+    engine=lambda config, layout, _: Engine(config, layout),
+    samples=lambda _, inputs: inputs.reads,
+    validate=validate_text,
+)
+
+
+def pretrain(config: Config, purpose: Purpose = PRETRAINING) -> int:
     """Start or continue the run in `training.output_dir`; every process of the world calls it.
 
     Returns:
@@ -40,20 +74,21 @@ def pretrain(config: Config) -> int:
     with StopRequest() as stop:
         layout = topology.start_processes(config)
         try:
-            inputs = _inputs(config, layout)
+            inputs = _inputs(config, layout, purpose)
         except UserError:
             topology.stop_processes()  # every rank raises it: nobody is waiting
             raise
-        if inputs.checkpoint and inputs.checkpoint.state.step == config.training.steps:
+        config = purpose.settled(config, inputs)
+        if purpose.is_done(config, inputs):
             ProgressLine(config.training.steps, 0, shown=layout.rank == 0).say(
-                f"{config.training.output_dir}: step {config.training.steps} is the last and is done; "
+                f"{config.training.output_dir}: step {inputs.checkpoint.state.step} is the last and is done; "
                 "raise training.steps to go on"
             )
             topology.stop_processes()
             return 0
         output_dir = Path(config.training.output_dir)
         with Watchdog(config.training.step_timeout, output_dir, layout.rank, layout.world_size) as watchdog:
-            run = _start(config, layout, inputs, stop, watchdog)
+            run = _start(config, layout, inputs, purpose, stop, watchdog)
             with closing(run.saver):
                 finished = train(run)
             watchdog.feed("the end of the run", run.state.step, long=True)
@@ -74,16 +109,16 @@ def _end(run: Run, finished: bool) -> int:
     return exit_code
 
 
-def _inputs(config: Config, layout: Layout) -> Inputs:
+def _inputs(config: Config, layout: Layout, purpose: Purpose) -> Any:
     """Rank 0 reads for all: one mistake is one message, and a thousand ranks ask no more of a file system than one."""
     inputs = None
     with topology.together():
         if layout.rank == 0:
-            inputs = preflight(config)
+            inputs = preflight(config, purpose.open)
     return topology.from_first(inputs)
 
 
-def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, watchdog: Watchdog) -> Run:
+def _start(config: Config, layout: Layout, inputs: Any, purpose: Purpose, stop: StopRequest, watchdog: Watchdog) -> Run:
     output_dir = Path(config.training.output_dir)
     log = records.log_to_file(output_dir, layout.rank)
     log.info("layout %s, rank %d", layout.describe(), layout.rank)
@@ -91,14 +126,14 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
         _record_inputs(config, inputs, output_dir)
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
     watchdog.feed("building the model and reading the checkpoint", step, long=True)
-    engine = Engine(config, layout)
+    engine = purpose.engine(config, layout, inputs)
     resumed, initial = inputs.checkpoint, inputs.initial
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     began = time.perf_counter()
     if resumed:
         store.load(resumed, engine)
     elif initial:
-        store.load_weights(initial, engine)
+        purpose.begin(initial, engine)
     loaded_seconds = time.perf_counter() - began
     options = config.checkpoint
     saver = Saver(
@@ -124,6 +159,8 @@ def _start(config: Config, layout: Layout, inputs: Inputs, stop: StopRequest, wa
         log=log,
         progress=ProgressLine(config.training.steps, state.step, shown=layout.rank == 0),
         dashboard=Dashboard(config, output_dir) if layout.rank == 0 else None,
+        samples=purpose.samples(config, inputs),
+        validate=purpose.validate,
     )
     _announce(run, resumed, loaded_seconds)
     return run
@@ -138,23 +175,14 @@ def _origin(resumed: catalog.Checkpoint | None, initial: catalog.Checkpoint | No
     return {}
 
 
-def _record_inputs(config: Config, inputs: Inputs, output_dir: Path) -> None:
+def _record_inputs(config: Config, inputs: RunInputs, output_dir: Path) -> None:
     """Make the run's folder enough to run again and to read its checkpoints."""
     (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    dataset = first_source(inputs.train).dataset
     folder = output_dir / "tokenizer"
     folder.mkdir(exist_ok=True)
-    copy_tokenizer(dataset.load_tokenizer(), folder)
+    copy_tokenizer(inputs.tokenizer, folder)
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
     records.forget_after(output_dir / records.METRICS, step)
-
-
-def _tokens_left_out(run: Run) -> int | dict[str, int | None] | None:
-    """Tokens of the datasets that are in no sample."""
-    train = run.inputs.train
-    if isinstance(train, Mixture):
-        return {name: samples.cut.tokens_left_out() for name, samples in train.sources.items()}
-    return train.cut.tokens_left_out()
 
 
 def _slurm_job() -> dict[str, Any]:
@@ -176,13 +204,15 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        details: dict[str, Any] = {"tokens_left_out": _tokens_left_out(run), **job, **stages}
+        details: dict[str, Any] = {**run.inputs.told(), **job, **stages}
         if run.inputs.initial:
             details["initialized_from"] = str(run.inputs.initial.path)
         run.event("start", layout=layout, **details)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
+    for note in run.inputs.notes():
+        run.progress.say(note)
     begin = "starting" if run.inputs.initial is None else f"starting with the weights of {run.inputs.initial.path}"
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else begin
     run.progress.say(

@@ -19,6 +19,9 @@ _DATA_KEYS = {
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
     "objective": "data.objective",
+    "task": "finetune.task",
+    "examples": "finetune.train (its contents)",
+    "labels": "finetune.labels, or those of finetune.train",
     "sentence_objective": "data.sentence_objective",
 }
 

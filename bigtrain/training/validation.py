@@ -36,12 +36,24 @@ def validate(
         every token is predicted from those before it, `validation_bits_per_byte`: what a code built on the model would
         need for a byte of the text, end-of-document tokens included.
     """
-    size = config.training.global_batch_size
     count = min(config.training.validation_samples or len(samples), len(samples))
     source = batch_source(reads or samples, samples.packing)
+    found = mean_losses(engine, config, source, count, before_batch)
+    if isinstance(source, CausalText):
+        manifest = samples.dataset.manifest
+        bits = found["validation_loss"] / math.log(2)
+        found["validation_bits_per_byte"] = bits * manifest.tokens / manifest.bytes
+    return found
+
+
+def mean_losses(
+    engine: Engine, config: Config, source: BatchSource, count: int, before_batch: Callable[[], None]
+) -> dict[str, float]:
+    """`validation_loss`, the mean over the targets of the first `count` samples, in nats a target; where there are
+    several kinds of targets, that of each kind as well. The same on every rank."""
     totals, targets = np.zeros(1), np.zeros(1)
     kinds: list[str] = []
-    for first in range(0, count, size):
+    for first in range(0, count, config.training.global_batch_size):
         before_batch()
         batches = _batches(engine, config, source, first, count)
         totals = totals + engine.evaluate(batches).double().cpu().numpy()
@@ -51,10 +63,6 @@ def validate(
     found = {"validation_loss": float(means.sum())}
     if len(kinds) > 1:
         found |= {f"validation_{kind}_loss": float(mean) for kind, mean in zip(kinds, means, strict=True)}
-    if isinstance(source, CausalText):
-        manifest = samples.dataset.manifest
-        bits = found["validation_loss"] / math.log(2)
-        found["validation_bits_per_byte"] = bits * manifest.tokens / manifest.bytes
     return found
 
 

@@ -184,8 +184,8 @@ def test_all_mistakes_are_told_at_once_each_with_who_said_it(sound: Path, monkey
         "run.yaml: optimizer.lr = 'quick': it takes a number above 0",
         "base.yaml: optimizer.eps = 'slow': it takes a number above 0",
         "command line: training.steps = false: it takes a whole number above 0",
-        "run.yaml: unknown key foo; a configuration has model, tokenizer, data, parallel, optimizer, schedule, "
-        "training, checkpoint, logging, launch",
+        "run.yaml: unknown key foo; a configuration has model, tokenizer, data, finetune, parallel, optimizer, "
+        "schedule, training, checkpoint, logging, launch",
     ]
 
 

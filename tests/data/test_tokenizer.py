@@ -233,3 +233,22 @@ def test_a_tokenizer_json_without_an_end_is_refused(config: str | None, message:
         (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(DataError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_spans_are_the_characters_that_tokens_stand_for(tokenizer: Path, corpus: list[Path], tmp_path: Path) -> None:
+    """Of SentencePiece with bytes and of byte-level BPE, on text whose characters take one to four bytes."""
+    from bigtrain.prepare.text import read_documents
+    from bigtrain.prepare.train_tokenizer import train_byte_level
+
+    bpe = train_byte_level(read_documents(corpus, pattern="*.py", max_bytes=200_000), tmp_path / "tokenizer.json", 400)
+    text = "def été(x):  # 5 km², 日本 🙂 end"
+    for found in (load_tokenizer(tokenizer), load_tokenizer(bpe)):
+        ids, spans = found.encode_with_spans(text)
+        assert ids == found.encode(text)
+        assert {place for begin, end in spans for place in range(begin, end)} >= set(range(len(text))) - {
+            place for place, char in enumerate(text) if char == " "
+        }
+        assert [begin for begin, _ in spans] == sorted(begin for begin, _ in spans)
+        place = text.index("end")
+        said = [number for number, (begin, end) in zip(ids, spans, strict=True) if end > max(place, begin)]
+        assert found.decode(said).strip() == "end"

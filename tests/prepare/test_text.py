@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from bigtrain.data.held_out import is_held_out
 from bigtrain.errors import DataError
 from bigtrain.prepare.inputs import find_files
 from bigtrain.prepare.plan import cut_finely
 from bigtrain.prepare.reading import Errand, Reject, Text, errands, read
-from bigtrain.prepare.text import is_held_out, read_documents
+from bigtrain.prepare.text import read_documents
 
 
 def size(texts: list[str]) -> int:

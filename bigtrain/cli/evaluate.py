@@ -1,0 +1,128 @@
+"""`bigtrain evaluate`: the scores of a model's predictions."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.table import Table
+
+from bigtrain.cli.arguments import Overrides, out
+from bigtrain.config.tasks import Task
+from bigtrain.errors import UserError
+
+TaskName = StrEnum("TaskName", {name: name for name in get_args(Task)})  # type: ignore[misc]
+
+
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="RUN|PREDICTIONS", help="A fine-tuned run, or JSON lines.")],
+    data: Annotated[Path | None, typer.Argument(help="Of a run: the examples to judge.")] = None,
+    overrides: Overrides = None,
+    task: Annotated[TaskName | None, typer.Option(help="Of predictions: what was predicted.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Examples with what is right, where predictions do not say it.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another model's predictions of the same examples, to test the difference.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME=COLUMN", help="What a column of --labels is called: label=stars."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: RUN/evaluation, or that of PREDICTIONS.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    nproc: Annotated[int, typer.Option(help="Of a run: processes on this machine.", min=1)] = 1,
+) -> None:
+    """Have a fine-tuned run judge examples, and score what it, or another model, has predicted.
+
+    Gives a table here, and writes predictions, all figures as JSON, and a page with pictures.
+    """
+    from bigtrain.config.tasks import columns_of
+    from bigtrain.evaluate.compare import compare
+    from bigtrain.evaluate.predictions import read_predictions
+    from bigtrain.evaluate.score import score
+
+    named = columns_of(columns or [])
+    if source.is_dir():
+        folder = output or source / "evaluation"
+        predictions, kind, labelled = _predict(source, data, overrides or [], folder, nproc)
+        if not labelled and labels is None:
+            out.print(f"{predictions}\n{data} has no labels: there is nothing to score", markup=False)
+            return
+    elif data is not None or task is None:
+        wrong = "--task is missing" if task is None else f"{data} would be judged by a run"
+        raise UserError(f"{source} is not a run's folder but predictions, and {wrong}")
+    else:
+        predictions, kind, folder = source, task.value, output or source.parent
+    found = read_predictions(predictions, kind, labels, named)
+    differences = []
+    if against is not None:
+        differences = [asdict(row) for row in compare(read_predictions(against, kind, labels, named), found, seed)]
+    show(score(found, seed).as_json(), differences, folder, predictions.name.partition(".")[0])
+
+
+def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int) -> tuple[Path, Any, bool]:
+    """Write a run's predictions; gives the file, the task, and whether the examples say what is right.
+
+    In a process that is one of several it ends there.
+    """
+    from bigtrain.config import validate
+    from bigtrain.finetune.saved import has_labels, load_run, open_examples
+    from bigtrain.launch.environment import world_from_environment
+    from bigtrain.launch.local import run_workers
+
+    if data is None:
+        raise UserError(
+            f"{run} is a run's folder: give the examples that it is to judge, `bigtrain evaluate {run} FILE`"
+        )
+    config = load_run(run, overrides)
+    predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
+    world = world_from_environment(nproc, os.environ)
+    validate(config, world.world_size)
+    encoded = open_examples(config, data, run)
+    if not world.is_worker:
+        out.print(*encoded.notes, sep="\n", markup=False)
+        folder.mkdir(parents=True, exist_ok=True)
+    if world.is_worker or world.world_size == 1:
+        from bigtrain.finetune.predict import predict_file
+
+        predict_file(config, run, data, predictions)
+        if world.is_worker:
+            sys.exit(0)
+    else:
+        words = ["evaluate", str(run), str(data), *overrides, "--output", str(folder)]
+        code = run_workers([sys.executable, "-m", "bigtrain", *words], world, log_dir=folder / "logs")
+        if code:
+            sys.exit(code)
+    return predictions, config.finetune.task, has_labels(encoded.examples)
+
+
+def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path, stem: str) -> None:
+    """Print scores as a table, and write them as JSON and as a page."""
+    from bigtrain.report.scores import class_rows, difference_rows, figures, scores_page
+
+    table = Table("", f"{scores['examples']:,} examples", box=None, highlight=False)
+    for name, value in figures(scores):
+        table.add_row(name, value)
+    out.print(table)
+    for title, rows in (("class", class_rows(scores)), ("difference", difference_rows(differences))):
+        if rows:
+            table = Table(title, "", box=None, highlight=False)
+            for name, value in rows:
+                table.add_row(name, value)
+            out.print(table)
+    out.print(*scores["notes"], sep="\n", markup=False)
+    page, file = folder / f"{stem}.html", folder / f"{stem}.scores.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**scores, "differences": differences}, indent=2, allow_nan=False) + "\n", "utf-8")
+        page.write_text(scores_page(scores, differences), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
+    out.print(f"{file}\n{page}", markup=False)

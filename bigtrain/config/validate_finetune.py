@@ -1,0 +1,71 @@
+"""Rules of the `finetune` section that need no file."""
+
+from collections.abc import Iterator
+
+from bigtrain.config.reference import any_of
+from bigtrain.config.schema import Config
+
+METRICS = {
+    "classification": ("loss", "accuracy", "f1"),
+    "regression": ("loss", "pearson", "spearman"),
+    "tagging": ("loss", "accuracy", "f1"),
+    "question_answering": ("loss", "f1", "exact_match"),
+    "sequence_to_sequence": ("loss",),
+}
+"""What the best checkpoint of a task can be best in."""
+
+
+def finetune_problems(config: Config) -> Iterator[str]:
+    """A message for each rule that is broken, where the configuration is one of fine-tuning."""
+    options, task = config.finetune, config.finetune.task
+    if task is None:
+        given = [key for key in ("init", "train") if getattr(options, key) is not None]
+        if given:
+            yield f"finetune.{given[0]} is given, but not finetune.task: one of {any_of(list(METRICS))}"
+        return
+    if options.train is None:
+        yield "finetune.train is missing: give a file of labelled examples"
+    for key in ("train", "validation"):
+        if getattr(config.data, key) is not None or config.data.sources:
+            yield f"data.{key} is for pretraining; give labelled examples as finetune.{key}"
+            break
+    if options.metric not in METRICS[task]:
+        yield f"finetune.metric={options.metric} is none of finetune.task={task}; try {any_of(list(METRICS[task]))}"
+    yield from _held_out(config)
+    yield from _labels(config)
+    if config.parallel.context > 1:
+        yield (
+            f"parallel.context ({config.parallel.context}) cannot be had with finetune.task, whose texts are short; "
+            "set parallel.context=1"
+        )
+    if config.model.num_experts and task != "sequence_to_sequence":
+        yield f"finetune.task={task} cannot be had with model.num_experts, whose router's losses have no place in it"
+
+
+def _held_out(config: Config) -> Iterator[str]:
+    options = config.finetune
+    held_out = options.validation is not None or options.validation_fraction
+    if options.validation is not None and options.validation_fraction:
+        yield "finetune.validation and finetune.validation_fraction are both given; leave one of them out"
+    needs = [f"finetune.patience ({options.patience})"] if options.patience else []
+    needs += [f"finetune.metric={options.metric}"] if options.metric != "loss" else []
+    if needs and not held_out:
+        yield f"{needs[0]} needs held-out examples: give finetune.validation, or finetune.validation_fraction=0.1"
+    if options.patience and not config.training.validation_interval:
+        yield (
+            f"finetune.patience ({options.patience}) counts validations, and training.validation_interval is 0: there "
+            "is one alone, at the end; give the steps between two"
+        )
+
+
+def _labels(config: Config) -> Iterator[str]:
+    options = config.finetune
+    classes = options.task in ("classification", "tagging")
+    if options.labels is not None and not classes:
+        yield f"finetune.labels is for classes and tags, and finetune.task={options.task} has none"
+    if options.labels is not None and len(set(options.labels)) < max(2, len(options.labels)):
+        yield "finetune.labels needs two labels at least, each once"
+    if options.class_weights != "none" and options.task != "classification":
+        yield f"finetune.class_weights={options.class_weights} is for finetune.task=classification"
+    if options.task == "sequence_to_sequence" and options.prompt.count("{source}") != 1:
+        yield "finetune.prompt must have {source} once, in whose place the source is put"

@@ -1,0 +1,172 @@
+"""What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bigtrain.checkpoint import catalog
+from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.config import Config, load_config
+from bigtrain.config.load import said
+from bigtrain.config.reading import STANDARD_INPUT, Layer
+from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
+from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
+from bigtrain.data.held_out import is_held_out
+from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.errors import ConfigError, DataError
+from bigtrain.finetune.encode import Encoded, Encoder, balanced
+from bigtrain.training.resume import checkpoint_to_resume
+
+BEST = "best"
+"""Where a run of fine-tuning keeps its best checkpoint."""
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a run of fine-tuning reads. See :class:`bigtrain.training.inputs.RunInputs`."""
+
+    train: Encoded
+    validation: Encoded | None
+    labels: list[str]
+    """All classes or tags, in order."""
+    outputs: int
+    """Numbers that the head gives."""
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint | None
+    initial: Checkpoint | None
+    data_identity: dict[str, Any]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def told(self) -> dict[str, Any]:
+        """For the event of the start."""
+        return {"examples": len(self.train.examples)}
+
+    def notes(self) -> list[str]:
+        """What the user must know of the examples."""
+        return [*self.train.notes, *(self.validation.notes if self.validation else ())]
+
+
+def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A configuration; of fine-tuning the model's shape is that of the checkpoint `finetune.init`.
+
+    Raises:
+        UserError: It cannot be read, or there is no such checkpoint.
+    """
+    if path == STANDARD_INPUT:  # from a process that has made it whole
+        return load_config(path, overrides)
+    tree = said(path, overrides).get("finetune")
+    init = tree.get("init") if isinstance(tree, dict) else None
+    if not isinstance(init, str):
+        return load_config(path, overrides)
+    shape = model_config(find_init(Path(init))).model_dump(mode="json")
+    return load_config(path, overrides, [Layer(init, {"model": shape})])
+
+
+def find_init(path: Path) -> Checkpoint:
+    """The checkpoint that `finetune.init` means: of a fine-tuned run its best.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    best = catalog.newest(path / BEST) if (path / BEST).is_dir() else None
+    return best or find_checkpoint(path)
+
+
+def open_task(config: Config) -> TaskInputs:
+    """Read and check everything, and make the tokens.
+
+    Raises:
+        UserError: Naming the key or file and what would be right.
+    """
+    options = config.finetune
+    init = find_init(Path(options.init)) if options.init else None
+    tokenizer = _tokenizer(config, init)
+    train, validation = _read(config)
+    labels = list(options.labels or labels_of(train))
+    if options.task in ("classification", "tagging"):
+        _check_classes(config, train, labels)
+        if validation is not None:
+            check_labels(validation, labels, "finetune.labels" if options.labels else str(train.path))
+    encoder = Encoder(config, tokenizer, labels)
+    weights = balanced(labels, train) if options.class_weights == "balanced" else None
+    encoded = encoder.encode(train, weights)
+    held_out = None if validation is None else encoder.encode(validation)
+    identity = {
+        "task": options.task,
+        "examples": _fingerprint(Path(options.train or "")),
+        "labels": labels,
+        "sequence_length": config.training.sequence_length,
+        "seed": config.training.seed,
+    }
+    outputs = {"regression": 1, "question_answering": 2}.get(options.task or "", len(labels))
+    resumed = checkpoint_to_resume(config, identity)
+    initial = None if resumed else init
+    return TaskInputs(encoded, held_out, labels, outputs, tokenizer, resumed, initial, identity)
+
+
+def resolved(config: Config, inputs: TaskInputs) -> Config:
+    """The configuration with what was found in the examples, and whoever uses the model needs."""
+    found: dict[str, Any] = {}
+    if config.finetune.task in ("classification", "tagging"):
+        found["labels"] = inputs.labels
+    if config.finetune.task == "question_answering" and config.finetune.unanswerable is None:
+        found["unanswerable"] = any(example.answers == () for example in inputs.train.examples.examples)
+    return config.model_copy(update={"finetune": config.finetune.model_copy(update=found)})
+
+
+def _tokenizer(config: Config, init: Checkpoint | None) -> Tokenizer:
+    given = Path(config.tokenizer.path) if config.tokenizer.path else None
+    if init is not None:
+        run = run_folder(init, Path(config.finetune.init or ""))
+        return find_tokenizer(run, given, config.model)
+    if given is None:
+        raise ConfigError("tokenizer.path is missing: with random weights (no finetune.init) no run's folder has one")
+    found = load_tokenizer(given)
+    if found.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) is below the {found.vocab_size} tokens of {found.path}"
+        )
+    return found
+
+
+def _read(config: Config) -> tuple[Examples, Examples | None]:
+    """Examples to train on, and those held out."""
+    options = config.finetune
+    assert options.task is not None, "the configuration was validated"
+    assert options.train is not None, "the configuration was validated"
+    train = read_examples(Path(options.train), options.task, options.columns)
+    if options.validation is not None:
+        return train, read_examples(Path(options.validation), options.task, options.columns)
+    if not options.validation_fraction:
+        return train, None
+    sides: tuple[list[Any], list[Any]] = [], []
+    for example in train.examples:
+        sides[is_held_out(example.text or " ".join(example.tokens), options.validation_fraction)].append(example)
+    if not all(sides):
+        raise DataError(
+            f"{train.path}: finetune.validation_fraction ({options.validation_fraction}) of its {len(train)} examples "
+            "leaves one side without any"
+        )
+    return replace(train, examples=sides[0]), Examples(train.path, sides[1])
+
+
+def _check_classes(config: Config, train: Examples, labels: list[str]) -> None:
+    occur = set(labels_of(train))
+    if len(labels) < 2:
+        raise DataError(f"{train.path}: all examples have the same label, {labels[0]!r}: there is nothing to learn")
+    missing = [label for label in labels if label not in occur]
+    if missing and config.finetune.task == "classification":
+        raise DataError(
+            f"{train.path}: no example has the label {', '.join(map(repr, missing))} of finetune.labels, which could "
+            "never be learned; leave it out, or give examples"
+        )
+    check_labels(train, labels, "finetune.labels")
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,89 @@
+"""A model's outputs for the examples of a file, and what they say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigtrain.checkpoint import store
+from bigtrain.config import Config
+from bigtrain.data.batch import micro_batches
+from bigtrain.evaluate.predictions import write_predictions
+from bigtrain.finetune.batches import TaskBatches
+from bigtrain.finetune.decode import decode
+from bigtrain.finetune.encode import Encoded
+from bigtrain.finetune.inputs import find_init
+from bigtrain.finetune.saved import open_examples
+from bigtrain.models.heads import build_with_head, task_losses
+from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the head gave, on rank 0."""
+
+    loss: float
+    """Mean over the targets, in the unit of the task's loss; NaN without labels."""
+    of_items: list[np.ndarray]
+    """float32 [outputs], or [s, outputs]."""
+
+
+def outputs(
+    engine: Engine, config: Config, encoded: Encoded, before_batch: Callable[[], None] = lambda: None
+) -> Outputs | None:
+    """The head's outputs for all items; every rank calls it, rank 0 gets them, the others None."""
+    source = TaskBatches(encoded, config, shuffle=False)
+    layout, training, task = engine.layout, config.training, config.finetune.task
+    assert task is not None, "the configuration was validated"
+    assert task != "sequence_to_sequence", "a text is generated"
+    speaks = layout.is_last_stage and layout.tensor_rank == 0
+    found: list[tuple[int, np.ndarray]] = []
+    total = weight = 0.0
+    for first in range(0, len(encoded), training.global_batch_size):
+        before_batch()
+        batches = micro_batches(
+            source,
+            first,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            data_parallel_rank=layout.data_rank,
+            data_parallel_size=layout.data,
+        )
+        said = engine.predict(batches)
+        for number, (batch, given) in enumerate(zip(batches, said, strict=False) if speaks else ()):
+            here = given.float().cpu()
+            losses = task_losses(task, here, batch.labels)
+            total += float((losses.double() * batch.loss_mask).sum())
+            weight += float(batch.loss_mask.double().sum())
+            position = first + (number * layout.data + layout.data_rank) * training.micro_batch_size
+            found += [(position + row, values) for row, values in enumerate(here.numpy())]
+    gathered = topology.gather((found, total, weight))
+    if gathered is None:
+        return None
+    rows = dict(row for rows, _, _ in gathered for row in rows)
+    weights = sum(part[2] for part in gathered)
+    loss = sum(part[1] for part in gathered) / weights if weights else float("nan")
+    return Outputs(loss, [rows[number] for number in range(len(encoded))])
+
+
+def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
+    """Write the predictions for all examples of `data` to `output`; every process of the world calls it.
+
+    Raises:
+        UserError: On every rank, before anything is computed.
+    """
+    layout = topology.start_processes(config)
+    encoded = open_examples(config, data, run)
+    labels: Any = config.finetune.labels or ()
+    heads = {"regression": 1, "question_answering": 2}.get(config.finetune.task or "", len(labels))
+    build: Any = partial(build_with_head, outputs=heads)
+    engine = Engine(config, layout, build)
+    store.load_weights(find_init(run), engine)
+    found = outputs(engine, config, encoded)
+    if found is not None:
+        write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
+    topology.stop_processes()
