@@ -227,9 +227,9 @@ def _give_up_if_told_soon(counter: Path, job: slurm.Job) -> None:
         return
     counter.unlink()
     raise LaunchError(
-        f"job {job.id} had had {used:.0f} seconds of its time limit of {limit:.0f} when it was told to end, and its last "
-        "two starts were as short, so it is not started again: the seconds of sbatch's --signal (launch.warning_seconds) "
-        "must be well below --time. What was done is saved; submit it again with other times"
+        f"job {job.id} had had {used:.0f} seconds of its time limit of {limit:.0f} when it was told to end, and its "
+        "last two starts were as short, so it is not started again: the seconds of sbatch's --signal "
+        "(launch.warning_seconds) must be well below --time. What was done is saved; submit it again with other times"
     )
 
 
