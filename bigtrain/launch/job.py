@@ -37,6 +37,8 @@ _ORDERLY = {"preempt", "stop", "fault"}
 """Events that end a start of a run."""
 _SOON = 300.0
 """A job that has had fewer seconds, and less than half of its time limit, was told too soon to end."""
+_RUNNING = ("RUNNING", "SIGNALING")
+"""States of a job that Slurm neither ends nor has given up; the second only means that a signal is on its way."""
 _TOLD_SOON = ".told-soon"
 """A file in the run's folder: how often in a row that was so."""
 _OUTSIDE_STEPS = (None, "4294967290")
@@ -130,7 +132,7 @@ def supervise(config: Config, words: Sequence[str], given: Allocation) -> int:
         if code == EXIT_REQUEUE or (output_dir / STOP).exists():  # a signal may have ended what was just starting
             return _requeue_unless_stopped(config, given)
         _record_fault(output_dir, code, nodes, given)
-        if (job := _job(given)) is not None and job.state != "RUNNING":
+        if (job := _job(given)) is not None and job.state not in _RUNNING:
             _say(f"not started again: the job is {job.state}")
             return code
         if loop := _crash_loop(output_dir):
@@ -202,7 +204,7 @@ def _requeue_unless_stopped(config: Config, given: Allocation) -> int:
         _say("stopped as asked")
         return EXIT_REQUEUE
     job = _job(given)
-    if job is not None and job.state != "RUNNING":
+    if job is not None and job.state not in _RUNNING:
         _say(f"not put back into the queue: the job is {job.state}")  # cancelled; or preempted, and Slurm has done it
         return EXIT_REQUEUE
     if job is not None and given.is_batch:
