@@ -75,9 +75,9 @@ class Cluster:
         files = {"key-file": key, "socket": socket_path, "pid-file": self.folder / "munged.pid"}
         files |= {"log-file": self.folder / "munged.log", "seed-file": self.folder / "munge.seed"}
         self._daemon("munged", ["munged", "--foreground", *(f"--{name}={path}" for name, path in files.items())])
-        wait_for("munge", socket_path.exists, 20)
+        wait_for("munge", socket_path.exists, 60)
         self._daemon("slurmctld", ["slurmctld", "-D"])
-        wait_for("the controller", lambda: "is UP" in self.ask("scontrol", "ping", check=False), 30)
+        wait_for("the controller", lambda: "is UP" in self.ask("scontrol", "ping", check=False), 60)
         for node in self.nodes:
             self._boot(node)
         for node in self.nodes:
@@ -136,7 +136,7 @@ class Cluster:
         self._daemon(node, [*self._inside(node), "env", f"SLURMD_NODENAME={node}", "slurmd", "-D", "-N", node])
 
     def _await(self, node: str) -> None:
-        wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+        wait_for(f"node {node}", lambda: self._state(node) in _UP, 180)
 
     def _plug(self, node: str, state: str, otherwise: signal.Signals) -> None:
         if self.isolated:
@@ -205,7 +205,7 @@ class Cluster:
         home = self._homes[node] = self._start(command, self.folder / f"{node}.out")
         name = ["nsenter", "--target", str(home.pid), "--uts", "hostname"]
         named = lambda: subprocess.run(name, check=False, capture_output=True, text=True).stdout.strip() == node  # noqa: E731
-        wait_for(f"the home of {node}", named, 10)
+        wait_for(f"the home of {node}", named, 60)
         subprocess.run(
             ["ip", "link", "del", f"bt-{node}"], check=False, stderr=subprocess.DEVNULL
         )  # of one that was killed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, wait_for
-from strikes import Runs
+from strikes import PATIENCE, Runs
 
 pytestmark = pytest.mark.slurm
 
@@ -94,4 +94,4 @@ def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
         assert done.stdout.splitlines()[-1] == "to start without n2: sbatch --exclude=n2, or launch.exclude=n2"
     finally:
         cluster.revive("n2")
-    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), 60)
+    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), PATIENCE)
