@@ -175,7 +175,7 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
 
     def noticed() -> bool:
         ends = [row["time"] for what in ("fault", "preempt") for row in job.events(what) if row["time"] > began]
-        if ends or job.state not in ("RUNNING",):
+        if ends or job.state not in ("RUNNING", "SIGNALING"):
             seen.append(min(ends, default=time.time()))
         return bool(seen)
 
