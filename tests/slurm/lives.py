@@ -23,7 +23,7 @@ from strikes import PATIENCE, SCRIPTS, Job, Recovery, Runs, curve, strike
 import bigtrain
 
 SEED = int(os.environ.get("BIGTRAIN_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-"""Decides at which steps runs are struck, and on which node. Told when a life fails; given, it is the same again."""
+"""Decides at which steps runs are struck, and on which node. A life that fails tells it; set, it is the same again."""
 
 
 def nodes_killed_at_random_steps(runs: Runs) -> list[Recovery]:
@@ -103,6 +103,13 @@ def at_its_time_limit(runs: Runs) -> list[Recovery]:
         for pid in job.pids(node):
             os.kill(pid, signal.SIGSTOP)
     runs.cluster.ask("scontrol", "update", f"jobid={job.id}", "EndTime=now+61")
+    wait_for("the stop", lambda: job.events("preempt"), PATIENCE)
+
+    def has_longer() -> bool:  # it would keep the short limit; not to be changed between its end and the queue
+        runs.cluster.ask("scontrol", "update", f"jobid={job.id}", "TimeLimit=20", check=False)
+        return "20:00" in runs.cluster.ask("squeue", "--noheader", "--format=%l", f"--jobs={job.id}")
+
+    wait_for("a longer limit", has_longer, PATIENCE)
     _ended_undisturbed(job, runs)
     (stopped,), (resumed,) = job.events("preempt"), job.events("resume")
     assert stopped["signal"] == "SIGUSR1"
