@@ -28,8 +28,8 @@ _UP = {"idle", "mixed", "allocated", "completing"}
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None:
-    """Look again and again until `condition` holds.
+def wait_for(what: str, condition: Callable[[], object], seconds: float, every: float = 0.25) -> None:
+    """Look again and again until `condition` holds. To ask Slurm costs some hundredths of a second of a core.
 
     Raises:
         TimeoutError: It has not within `seconds`.
@@ -38,7 +38,7 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come about within {seconds:g} seconds")
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 class Cluster:

@@ -70,12 +70,12 @@ class Job:
 
     def reach(self, step: int) -> None:
         """Wait until a step is done."""
-        wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE)
+        wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE, every=0.05)
 
     def end(self) -> str:
         """Wait until the job is over; gives its state."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", ""}
-        wait_for(f"the end of {self.run.name}", lambda: self.state in ended, PATIENCE)
+        wait_for(f"the end of {self.run.name}", lambda: self.state in ended, PATIENCE, every=0.5)
         return self.state
 
     def pids(self, node: str) -> list[int]:
