@@ -1,4 +1,4 @@
-"""GB/s and peak memory of a conversion, beside `transformers`' `from_pretrained` and `save_pretrained` of the same size.
+"""GB/s and peak memory of a conversion, beside `from_pretrained` and `save_pretrained` of `transformers`.
 
 A random Llama in bfloat16 goes in and comes out again, and is loaded and saved by `transformers`, in turn, each in a
 process of its own, which reports the seconds of the work alone and the most memory it ever had. What is read comes out
