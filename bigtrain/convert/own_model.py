@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from bigtrain.config import Config, ModelConfig, ParallelConfig, parse_config, v
 from bigtrain.convert.source import model_config
 from bigtrain.convert.weights import WEIGHTS, read_into
 from bigtrain.errors import UserError
-from bigtrain.models.gpt import GPT, build_gpt
+from bigtrain.models.build import Chunk, build_model
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology
 
@@ -24,10 +24,11 @@ ALONE = ParallelConfig()
 @contextmanager
 def own_model(
     checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Literal["fp32", "bf16"] = "fp32"
-) -> Iterator[GPT]:
+) -> Iterator[Any]:
     """This process's part of the model, ready to be called; the world ends with the block.
 
-    Alone `model(input_ids, positions, None)` maps [b, s] token ids and positions to [b, s, vocab_size] logits.
+    Alone a GPT maps [b, s] token ids and positions to [b, s, vocab_size] logits by `model(input_ids, positions, None)`;
+    any architecture has `predictions`, see :mod:`bigtrain.models.build`.
 
     Args:
         checkpoint: Where the weights lie.
@@ -41,7 +42,7 @@ def own_model(
     """
     config = _config(model_config(checkpoint), parallel, precision)
     with _world(config):
-        (model,) = build_gpt(config)
+        (model,) = build_model(config)
         with topology.together():
             read_into(checkpoint, _boxes(model))
         yield model.eval()
@@ -52,7 +53,7 @@ def own_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     config = _config(model, ALONE, "fp32")
     found = {}
     with _world(config), torch.device("meta"):
-        (built,) = build_gpt(config)
+        (built,) = build_model(config)
         for entry in built.sharded_state_dict().values():
             if isinstance(entry, ShardedTensor):
                 found[entry.key] = tuple(entry.global_shape)
@@ -93,7 +94,7 @@ def _config(model: ModelConfig, parallel: ParallelConfig, precision: str) -> Con
     )
 
 
-def _boxes(model: GPT) -> list[Holding]:
+def _boxes(model: Chunk) -> list[Holding]:
     """The parameters' own memory as boxes of the checkpoint's tensors."""
     found = []
     for sharded in sharded_parameters([model]):

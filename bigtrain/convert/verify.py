@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
@@ -18,6 +18,9 @@ from bigtrain.convert.parity import Agreement, Parity
 from bigtrain.convert.source import digest_of, model_config
 from bigtrain.convert.texts import Reading, find_reading
 from bigtrain.convert.tokenizer import is_hugging_faces_own
+from bigtrain.data.batch import Batch
+from bigtrain.data.encoder import EncoderBatch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.data.tokenizer import Tokenizer
 from bigtrain.errors import ConversionError
 from bigtrain.models.size import parameter_count
@@ -172,9 +175,9 @@ def _own_logits(
     device = compat.device()
 
     def read(ids: Tensor) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=device)[None]
-        return model(ids.to(device), positions, None)[0, :, :rows].cpu()
+        return model.predictions(_batch(ids.to(device), of_bert))[0, :, :rows].cpu()
 
+    of_bert = model_config(checkpoint).architecture == "bert"
     with own_model(checkpoint) as model:
         trained = [read(ids) for ids in sequences]
         if dtype == torch.float32:
@@ -184,13 +187,22 @@ def _own_logits(
         return trained, [read(ids) for ids in sequences]
 
 
+def _batch(ids: Tensor, of_bert: bool) -> Batch:
+    """Text to be read, [1, s]; nothing is a target."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    if of_bert:
+        return EncoderBatch(ids, ids, torch.zeros(ids.shape), torch.zeros_like(ids), None)
+    return CausalBatch(ids, ids, torch.zeros(ids.shape), positions)
+
+
 @torch.no_grad()
 def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """And whether the model's output layer is its embedding."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
     way = "eager" if capped else None
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
+    kind = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
     model = model.to(compat.device()).eval()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
