@@ -1,6 +1,6 @@
 """BigTrain's own model: out of a checkpoint, on this process or on several, or as names and shapes without memory."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -23,7 +23,10 @@ ALONE = ParallelConfig()
 
 @contextmanager
 def own_model(
-    checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint: Checkpoint,
+    parallel: ParallelConfig = ALONE,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    but: Container[str] = (),
 ) -> Iterator[Any]:
     """This process's part of the model, ready to be called; the world ends with the block.
 
@@ -35,6 +38,7 @@ def own_model(
         parallel: How tensor and pipeline parallel split the model; more than one process must have been started
             for it by a launcher.
         precision: Type of the weights and of what is computed with them.
+        but: Names of weights that are not read, and hold nothing.
 
     Raises:
         ConfigError: The model cannot be split so.
@@ -44,7 +48,7 @@ def own_model(
     with _world(config):
         (model,) = build_model(config)
         with topology.together():
-            read_into(checkpoint, _boxes(model))
+            read_into(checkpoint, [box for box in _boxes(model) if box.name.removeprefix(WEIGHTS) not in but])
         yield model.eval()
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
 from bigtrain.convert.from_hf import convert_from_hf
 from bigtrain.convert.to_hf import convert_to_hf
+from bigtrain.errors import ConversionError
 from bigtrain.prepare.train_tokenizer import train_wordpiece
 
 
-@pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining])
-def test_bert_comes_in_and_goes_out_as_it_was(kind: type[BertForMaskedLM], sources: list[str], tmp_path: Path) -> None:
-    there, again = tmp_path / "there", tmp_path / "again"
+def save(kind: type[PreTrainedModel], sources: list[str], there: Path) -> None:
+    """A tiny random BERT with its tokenizer, in which nothing is of a value that would hide that it is not used."""
     train_wordpiece(sources, there, 400)
     config = BertConfig(
         vocab_size=400,
@@ -32,6 +32,12 @@ def test_bert_comes_in_and_goes_out_as_it_was(kind: type[BertForMaskedLM], sourc
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(there)
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining])
+def test_bert_comes_in_and_goes_out_as_it_was(kind: type[PreTrainedModel], sources: list[str], tmp_path: Path) -> None:
+    there, again = tmp_path / "there", tmp_path / "again"
+    save(kind, sources, there)
     taken = convert_from_hf(there, tmp_path / "here").parity
     made = convert_to_hf(tmp_path / "here", again).parity
     assert taken is not None
@@ -45,3 +51,15 @@ def test_bert_comes_in_and_goes_out_as_it_was(kind: type[BertForMaskedLM], sourc
     text = "def parse(self): return 42"
     ids = [AutoTokenizer.from_pretrained(folder)(text)["input_ids"] for folder in (there, again)]
     assert ids[0] == ids[1]
+
+
+def test_a_bert_without_a_head_comes_in_to_be_fine_tuned(sources: list[str], tmp_path: Path) -> None:
+    """As those of sentence encoders are saved: no `bert.` before the names, and nothing that predicts tokens."""
+    save(BertModel, sources, tmp_path / "there")
+    taken = convert_from_hf(tmp_path / "there", tmp_path / "here")
+    assert taken.parity is not None
+    assert taken.parity.float32.largest_difference < 1e-4 * taken.parity.float32.largest_logit
+    there = load_file(tmp_path / "there" / "model.safetensors")
+    assert taken.parameters == sum(tensor.numel() for tensor in there.values())
+    with pytest.raises(ConversionError, match=r"no weight of the checkpoint fills cls\.predictions\.bias"):
+        convert_to_hf(tmp_path / "here", tmp_path / "again")

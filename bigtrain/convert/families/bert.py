@@ -43,7 +43,8 @@ def _write(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"add_pooling_layer": True} if config.get("architectures") == ["BertForPreTraining"] else {}
+    pooled = config.get("architectures") in (["BertForPreTraining"], ["BertModel"])
+    return {"add_pooling_layer": True} if pooled else {}
 
 
 BERT = Family(
@@ -73,6 +74,8 @@ BERT = Family(
         "hidden_dropout": "hidden_dropout_prob",
         "attention_dropout": "attention_probs_dropout_prob",
     },
+    prefix="bert.",
+    head="cls.",
     write=_write,
     read=_read,
     ignored=frozenset({"classifier_dropout"}),
