@@ -45,6 +45,17 @@ def plan_of(
     return list(found.values())
 
 
+def shapes_there(family: Family, shapes: Mapping[str, tuple[int, ...]], folder: Folder) -> dict[str, tuple[int, ...]]:
+    """Our weights without those of the head, where a folder has nothing of it."""
+    if not family.head or any(name.startswith(family.head) for name in folder.shapes):
+        return dict(shapes)
+    return {
+        ours: shape
+        for ours, shape in shapes.items()
+        if not all(name.startswith(family.head) for name in family.weights[ours])
+    }
+
+
 def write_intake(
     checkpoints: Path,
     folder: Folder,

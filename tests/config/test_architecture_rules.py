@@ -19,10 +19,15 @@ SENTENCES = ["data.sentence_objective=order", "model.add_pooling_layer=true"]
         (["parallel.context=2"], "and BERT has none", ["parallel.context=1"]),
         (["data.packing=documents"], "which BERT's attention does not", ["data.packing=padded"]),
         (["data.packing=best_fit"], "which BERT's attention does not", ["data.packing=contiguous"]),
+        (
+            ["model.sliding_window=8"],
+            r"model\.sliding_window \(8\) is for",
+            ["model.sliding_window=null"],
+        ),
         (["data.fim_rate=0.5"], r"data\.fim_rate \(0\.5\) is for model\.architecture=gpt", ["data.fim_rate=0.0"]),
         (
             ["data.mask_document_boundaries=true"],
-            "BERT reads from both sides",
+            r"data\.mask_document_boundaries \(True\) is for model\.architecture=gpt",
             ["data.mask_document_boundaries=false"],
         ),
         (["data.sentence_objective=next"], "learned through that layer", ["model.add_pooling_layer=true"]),
