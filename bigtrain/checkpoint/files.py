@@ -11,16 +11,17 @@ import os
 import pickle
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from bigtrain.checkpoint.catalog import METADATA, REMEDY, Checkpoint
@@ -121,7 +122,7 @@ def write_metadata(folder: Path, metadata: Metadata, plans: Sequence[SavePlan], 
         _fsspec().FsspecWriter(str(folder), sync_files=False, **_options(folder)).finish(metadata, [results])
 
 
-class _Checking(dcp.FileSystemReader):
+class CheckingReader(dcp.FileSystemReader):
     """Compares every box with its CRC-32 before torch makes a tensor of it."""
 
     _checksums: dict[str, dict[int, int]]
@@ -147,6 +148,19 @@ class _Checking(dcp.FileSystemReader):
             )
         return box
 
+    def boxes(self, plan: LoadPlan) -> Iterator[tuple[ReadItem, torch.Tensor]]:
+        """What each item of a plan reads, one after the other: a tensor of its own, where `read_data` copies into one.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        for item in plan.items:
+            stored = self.storage_data[item.storage_index]
+            with self.fs.create_stream(self.fs.concat_path(self.path, stored.relative_path), "rb") as stream:
+                box = self._slice_file(cast(IO[bytes], stream), stored)
+                tensor = torch.load(box, map_location="cpu", weights_only=True)
+            yield item, narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths)
+
 
 def _crc32_of_next(file: IO[bytes], length: int) -> tuple[int, int]:
     """How many of the next `length` bytes there are, and their CRC-32; no more than a piece is held."""
@@ -156,12 +170,12 @@ def _crc32_of_next(file: IO[bytes], length: int) -> tuple[int, int]:
     return count, crc
 
 
-def reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
+def reader(checkpoint: Checkpoint) -> CheckingReader:
     """Torch's reader of a checkpoint, which compares checksums as it reads."""
     if is_local(checkpoint.path):
-        return _Checking(checkpoint.path)
+        return CheckingReader(checkpoint.path)
 
-    class RemoteReader(_Checking, _fsspec().FsspecReader):  # type: ignore[misc]
+    class RemoteReader(CheckingReader, _fsspec().FsspecReader):  # type: ignore[misc]
         """The same behind a URL."""
 
     return RemoteReader(str(checkpoint.path), **_options(checkpoint.path))

@@ -79,7 +79,7 @@ def convert_from_hf(
             check_memory(model)
         source = Folder(folder, family, model.tie_word_embeddings)
         shapes = own_shapes(model)
-        plan = plan_of(family, model, shapes, source)
+        plan = plan_of(family, model, shapes, source, config.vocab_size)
         tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
         origin = {"family": family.model_type, "vocab_size": config.vocab_size, "sha256": source.digest()}
         origin |= {"folder": folder.resolve().name}

@@ -1,15 +1,15 @@
 """A checkpoint's weights, read a box at a time on one process."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.files import read_metadata, reader
-from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
+from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner
 from bigtrain.errors import BigTrainError, CheckpointError
 
 WEIGHTS = PREFIXES["weight"]
@@ -41,6 +41,8 @@ class Weights:
     def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
         """One weight, or the part of it with this index along its first axes: `(layer,)` or `(layer, expert)`.
 
+        Where it was written in one piece nothing is copied.
+
         Returns:
             float32, of the global shape, without the axes of the index.
 
@@ -48,11 +50,19 @@ class Weights:
             CheckpointError: A file is damaged.
         """
         shape = self.shapes[name]
-        size = (*(1 for _ in index), *shape[len(index) :])
-        offset = (*index, *(0 for _ in shape[len(index) :]))
-        values = torch.empty(math.prod(size)).view(size)
-        self.fill([Holding(self._prefix + name, torch.Size(shape), torch.Size(offset), torch.Size(size), values)])
-        return values.view(shape[len(index) :])
+        inner = shape[len(index) :]
+        size = torch.Size((*(1 for _ in index), *inner))
+        offset = torch.Size((*index, *(0 for _ in inner)))
+        box = Holding(self._prefix + name, torch.Size(shape), offset, size, torch.empty(size, device="meta"))
+        whole: Tensor | None = None
+        for item, values in self._boxes(LoadPlanner([box])):
+            if values.shape == size:
+                return values.to(torch.float32).view(inner)
+            whole = torch.empty(size) if whole is None else whole
+            part = tuple(slice(at, at + count) for at, count in zip(item.dest_offsets, item.lengths, strict=True))
+            whole[part] = values
+        assert whole is not None, "the plan covers the box"
+        return whole.view(inner)
 
     def fill(self, boxes: Sequence[Holding]) -> None:
         """Fill boxes of the checkpoint's tensors, in this process alone.
@@ -61,10 +71,13 @@ class Weights:
             CheckpointError: A tensor or file is missing, damaged or of another shape.
         """
         planner = LoadPlanner(boxes)
+        for item, values in self._boxes(planner):
+            planner.resolve_tensor(item).copy_(values)
+
+    def _boxes(self, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Tensor]]:
         try:
-            planner.set_up_planner(state_dict(boxes), self._metadata, is_coordinator=True)
-            plan = self._reader.prepare_local_plan(planner.create_local_plan())
-            self._reader.read_data(plan, planner).wait()
+            planner.set_up_planner({}, self._metadata, is_coordinator=True)
+            yield from self._reader.boxes(planner.create_local_plan())
         except BigTrainError:
             raise
         except Exception as error:  # of what torch makes a tensor of

@@ -162,9 +162,8 @@ class CoreAttention(nn.Module):
             scale = self.softmax_scale or 1 / math.sqrt(q.shape[-1])
             return _capped_attention(q, k, v, mask, scale, self.softcap, dropout)
         grouped = q.shape[1] != k.shape[1]
-        if (
-            grouped and mask is not None and q.is_cuda
-        ):  # no kernel takes both, and without one scores are held in memory
+        if grouped and mask is not None and q.is_cuda:
+            # No kernel there takes both, and without a kernel the scores would be held in memory.
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
             grouped = False
         return F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""GPT: decoder-only transformers from GPT-2 to Llama, by configuration."""
+"""GPT: decoder-only transformers from GPT-2 to Gemma-3, by configuration."""
 
 import math
 from functools import partial
@@ -21,7 +21,7 @@ from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.models.attention import CoreAttention
 from bigtrain.models.experts import experts_config, experts_spec
 from bigtrain.models.layer import Layer
-from bigtrain.models.norm import HeadNorm, Norm, ProjectionNorm
+from bigtrain.models.norm import HeadNorm, KeyNorm, Norm, QueryNorm
 from bigtrain.models.rope import attention_factor, rotary
 from bigtrain.models.stages import layers_per_chunk
 
@@ -31,6 +31,7 @@ ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+QK_NORMS = {"none": (IdentityOp, IdentityOp), "head": (HeadNorm, HeadNorm), "projection": (QueryNorm, KeyNorm)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -38,7 +39,9 @@ class GPT(GPTModel):
     """Megatron-core's GPT with what some families do to embeddings, positions and logits, and a loss that does not pay
     for a split vocabulary where there is none."""
 
-    def __init__(self, config: TransformerConfig, spec: TransformerBlockSubmodules, model: ModelConfig, **kwargs: Any):
+    def __init__(
+        self, config: TransformerConfig, spec: TransformerBlockSubmodules, model: ModelConfig, **kwargs: Any
+    ) -> None:
         super().__init__(config, spec, **kwargs)
         if model.position_embedding == "rope":
             self.rotary_pos_emb = rotary(
@@ -68,7 +71,7 @@ class GPT(GPTModel):
 
 
 def _scale(module: nn.Module, args: Any, embedded: Tensor, factor: float) -> Tensor:
-    return embedded * embedded.new_tensor(factor)  # rounded to the type, as the published weights were trained
+    return embedded * embedded.new_tensor(factor)  # rounded to the type, as in transformers
 
 
 def _cap(module: nn.Module, args: Any, output: tuple[Tensor, None], cap: float) -> tuple[Tensor, None]:
@@ -112,6 +115,7 @@ def _chunk(config: Config, transformer: TransformerConfig, vp_stage: int | None)
 def layer_spec(model: ModelConfig) -> ModuleSpec:
     """One decoder layer: Megatron-core's parallel linear layers around our norms and attention."""
     norm_before = IdentityOp if model.norm_placement == "after" else Norm
+    query_norm, key_norm = QK_NORMS[model.qk_norm]
     core = partial(CoreAttention, windows=model.windows, softcap=model.attn_logit_softcapping)
     feed_forward = ModuleSpec(
         module=MLP,
@@ -129,21 +133,14 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
                     linear_qkv=ColumnParallelLinear,
                     core_attention=core,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=_qk_norm(model, model.num_attention_heads),
-                    k_layernorm=_qk_norm(model, model.kv_heads),
+                    q_layernorm=query_norm,
+                    k_layernorm=key_norm,
                 ),
             ),
             pre_mlp_layernorm=norm_before,
             mlp=feed_forward if model.num_experts is None else experts_spec(model),
         ),
     )
-
-
-def _qk_norm(model: ModelConfig, heads: int) -> ModuleSpec:
-    """The norm of queries or keys, of which there are so many heads."""
-    if model.qk_norm == "projection":
-        return ModuleSpec(module=ProjectionNorm, params={"heads": heads})
-    return ModuleSpec(module=HeadNorm if model.qk_norm == "head" else IdentityOp)
 
 
 def transformer_config(config: Config) -> TransformerConfig:
@@ -163,6 +160,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         add_qkv_bias=model.qkv_bias,
         normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
         layernorm_epsilon=model.norm_eps,
+        qk_layernorm=model.qk_norm != "none",
         layernorm_zero_centered_gamma=model.zero_centered_norm,
         softmax_scale=None if model.query_pre_attn_scalar is None else model.query_pre_attn_scalar**-0.5,
         hidden_dropout=model.hidden_dropout,

@@ -19,13 +19,12 @@ class Layer(TransformerLayer):
     ) -> None:
         super().__init__(config, submodules, **kwargs)
         self.side_by_side = model.parallel_residual
-        self.rotary_table = None if model.rope_local_theta is None else int(self._has_window(model))
-        for name in ("post_self_attn_layernorm", "post_mlp_layernorm"):
-            norm = IdentityOp if model.norm_placement == "before" else Norm
-            setattr(self, name, norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon))
-
-    def _has_window(self, model: ModelConfig) -> bool:
-        return model.windows[self.layer_number - 1] is not None
+        has_window = model.windows[self.layer_number - 1] is not None
+        self.rotary_table = None if model.rope_local_theta is None else int(has_window)
+        norm = IdentityOp if model.norm_placement == "before" else Norm
+        options = {"config": config, "hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
+        self.post_self_attn_layernorm = norm(**options)
+        self.post_mlp_layernorm = norm(**options)
 
     def forward(
         self,

@@ -65,20 +65,19 @@ class HeadNorm(Norm):
 class ProjectionNorm(nn.Module):
     """RMSNorm over all query or all key heads together, of which this process has a part (OLMo-2, arXiv:2501.00656)."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, heads: int, eps: float = 1e-5, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig, width: int, eps: float) -> None:
         """
         Args:
             config: Megatron-core's.
-            hidden_size: Width of one head.
-            heads: Of the whole model.
+            width: Of all heads of the model.
             eps: Added to the mean square.
         """
         super().__init__()
-        self.width = heads * hidden_size
+        self.width = width
         self.eps = eps
         self.zero_centered = config.layernorm_zero_centered_gamma
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
-        here = self.width // config.tensor_model_parallel_size
+        here = width // config.tensor_model_parallel_size
         self.weight = nn.Parameter(torch.ones(here, device=device, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
 
@@ -104,3 +103,19 @@ class ProjectionNorm(nn.Module):
             tp_group=parallel_state.get_tensor_model_parallel_group(),
             dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         )
+
+
+class QueryNorm(ProjectionNorm):
+    """That of the queries; fills the `q_layernorm` slot."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        """`hidden_size` is the width of one head."""
+        super().__init__(config, config.num_attention_heads * hidden_size, eps)
+
+
+class KeyNorm(ProjectionNorm):
+    """That of the keys; fills the `k_layernorm` slot."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        """`hidden_size` is the width of one head."""
+        super().__init__(config, config.num_query_groups * hidden_size, eps)

@@ -236,12 +236,12 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "a tensor too many": (weights(lambda w: w.update(extra=torch.ones(2))), "holds extra, which no row of the map of"),
     "another shape": (
         weights(lambda w: w.update({NORM: torch.ones(47)})),
-        rf"{NORM} is \(47,\), and config.json makes it \(48,\)",
+        r"norm.weight is \(47,\), and config.json makes.*48",
     ),
     "another type": (weights(lambda w: w.update({NORM: torch.ones(48).int()})), f"{NORM} is of type I32"),
     "a vocabulary of another size": (
-        config(vocab_size=430),
-        r"embed_tokens.weight is \(440, 48\), and config.json makes it \(430, 48\)",
+        config(vocab_size=450),
+        r"embed_tokens.weight is \(440, 48\), and .*450",
     ),
     "a pickle that executes": (pickled(Malicious()), "cannot be read as pickled weights and nothing else"),
     "a pickle of something else": (pickled({"a": 1}), "pytorch_model.bin"),

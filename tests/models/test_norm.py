@@ -88,7 +88,7 @@ def test_tells_the_engine_when_its_gradient_is_a_part(kind: str, sequence: bool,
 def test_all_heads_together(zero_centered: str, world: Layout, tiny: Callable[..., Config]) -> None:
     """On one process that of one wide head; `tests/distributed` has it cut."""
     mcore = transformer_config(tiny(f"model.zero_centered_norm={zero_centered}"))
-    ours = ProjectionNorm(mcore, WIDTH // 3, heads=3, eps=0.1)
+    ours = ProjectionNorm(mcore, WIDTH, eps=0.1)
     peer = (Gemma2RMSNorm if zero_centered == "true" else LlamaRMSNorm)(WIDTH, 0.1)
     ours.weight.data.copy_(torch.randn(WIDTH))
     peer.weight.data.copy_(ours.weight)
