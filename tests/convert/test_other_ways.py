@@ -12,8 +12,10 @@ import yaml
 from random_models import megatron_weights, model_section, random_llama, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from bigtrain.checkpoint import catalog
+from bigtrain.cli.convert import convert_app
 from bigtrain.convert import weight_files
 from bigtrain.convert.adapter import read_adapter, write_adapter
 from bigtrain.convert.average import average
@@ -224,6 +226,19 @@ def test_a_merged_adapter_is_what_peft_makes_of_it(options: dict[str, object], t
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
     assert sum(not torch.equal(found[name], before[name]) for name in before) == 9
+
+
+def test_an_adapter_comes_in_with_the_model(tmp_path: Path) -> None:
+    random_llama().save_pretrained(tmp_path / "model")
+    adapt(random_llama(), tmp_path)
+    words = ["from-hf", tmp_path / "model", tmp_path / "new", "--adapter", tmp_path / "adapter", "--no-verify"]
+    done = CliRunner().invoke(convert_app, [*map(str, words)])
+    assert done.exit_code == 0, done.output
+    expected = megatron_weights(LlamaForCausalLM.from_pretrained(tmp_path / "expected"))
+    found = weights_of(tmp_path / "new")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "expected", "model", "new"]
 
 
 def test_an_adapter_of_ours_is_read_by_peft(tmp_path: Path) -> None:
