@@ -45,7 +45,6 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": 64,
-            "hidden_dropout": 0.1,
         },
         "tokenizer": {"path": str(tokenizer)},
         "finetune": {
@@ -93,10 +92,11 @@ def test_the_road_from_examples_to_scores(folder: Path) -> None:
     for path in [*(run / "checkpoints").glob("step-*")]:
         if path.name != "step-00000004":
             shutil.rmtree(path)
-    succeed("finetune", folder / "config.yaml", "--nproc", "2", "model.hidden_dropout=0.1")
+    succeed("finetune", folder / "config.yaml", "--nproc", "2")
     again = rows(run)
-    assert [row["step"] for row in again[:5]] == [row["step"] for row in whole[:5]]
-    assert again[:5] == whole[:5]
+    assert len(again) == len(whole) > 8
+    for now, before in zip(again, whole, strict=True):
+        assert now == pytest.approx(before, rel=1e-4)
 
     # judged by the best checkpoint, whatever came after
     shown = succeed("evaluate", run, folder / "held-out.jsonl")
