@@ -34,7 +34,7 @@ class CheckpointError(UserError):
 
 
 class StorageError(UserError):
-    """A checkpoint that cannot be written: the disk is full, or the folder is closed to us."""
+    """A checkpoint or a record that cannot be written: the disk is full, or the folder is closed to us."""
 
 
 class ConversionError(UserError):

@@ -14,7 +14,7 @@ def rows() -> set[tuple[str, str]]:
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 3 and "`" in cells[0] + cells[1]:
             room = cells[0].strip("`/") or room
-            found |= {(room, name) for name in re.findall("`([a-z_]+)`", cells[1])}
+            found |= {(room, name) for name in re.findall("`([a-z0-9_]+)`", cells[1])}
     return found
 
 

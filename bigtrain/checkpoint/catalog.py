@@ -12,7 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Checkpoint:
     """Layout that wrote it; any other can read it."""
     data: dict[str, Any]
     """What decides the meaning of `position`."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where the first weights came from: empty, or what a conversion said of its source."""
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -88,6 +90,7 @@ def read(path: Path) -> Checkpoint:
             model=marker["model"],
             layout=marker["layout"],
             data=marker["data"],
+            origin=marker.get("origin", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{marker_path} is damaged: {error!r}; {REMEDY}") from None

@@ -2,7 +2,8 @@
 
 A process writes one file, box after box as `torch.save` makes them. The CRC-32 is taken of the bytes on their
 way out and kept in `.metadata`, whose own lies in the marker; so every byte is covered. Whoever reads a box
-reads it whole, under any layout, and compares: a check costs no reading of its own.
+reads it whole, under any layout, and compares. A large box in a local file is read once for that and once more by
+torch, out of the system's page cache, so that it is never in memory twice.
 """
 
 import io
@@ -10,16 +11,17 @@ import os
 import pickle
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from bigtrain.checkpoint.catalog import METADATA, REMEDY, Checkpoint
@@ -120,10 +122,15 @@ def write_metadata(folder: Path, metadata: Metadata, plans: Sequence[SavePlan], 
         _fsspec().FsspecWriter(str(folder), sync_files=False, **_options(folder)).finish(metadata, [results])
 
 
-class _Checking(dcp.FileSystemReader):
+class CheckingReader(dcp.FileSystemReader):
     """Compares every box with its CRC-32 before torch makes a tensor of it."""
 
+    known: Metadata | None = None
+    """The list of tensors, where it has been read already."""
     _checksums: dict[str, dict[int, int]]
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        return self.known or super().read_metadata(*args, **options)
 
     def set_up_storage_reader(self, metadata: Metadata, *args: Any, **options: Any) -> None:
         super().set_up_storage_reader(metadata, *args, **options)
@@ -132,22 +139,51 @@ class _Checking(dcp.FileSystemReader):
 
     def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
         file.seek(sinfo.offset)
-        content = file.read(sinfo.length)
         expected = self._checksums.get(sinfo.relative_path, {}).get(sinfo.offset)
-        if len(content) != sinfo.length or expected not in (None, zlib.crc32(content)):
+        if sinfo.length > _PIECE and isinstance(file, io.BufferedReader):  # torch reads it again, from the page cache
+            count, crc = _crc32_of_next(file, sinfo.length)
+            box = super()._slice_file(file, sinfo)
+        else:
+            content = file.read(sinfo.length)
+            count, crc, box = len(content), zlib.crc32(content), io.BytesIO(content)
+        if count != sinfo.length or expected not in (None, crc):
             raise CheckpointError(
                 f"{self.fs.concat_path(self.path, sinfo.relative_path)} is damaged between the bytes {sinfo.offset} "
                 f"and {sinfo.offset + sinfo.length}: their checksum is not that of what was written; {REMEDY}"
             )
-        return io.BytesIO(content)
+        return box
+
+    def boxes(self, plan: LoadPlan) -> Iterator[tuple[ReadItem, torch.Tensor]]:
+        """What each item of a plan reads, one after the other: a tensor of its own, where `read_data` copies into one.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        for item in plan.items:
+            stored = self.storage_data[item.storage_index]
+            with self.fs.create_stream(self.fs.concat_path(self.path, stored.relative_path), "rb") as stream:
+                box = self._slice_file(cast(IO[bytes], stream), stored)
+                tensor = torch.load(box, map_location="cpu", weights_only=True)
+            yield item, narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths)
 
 
-def reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
-    """Torch's reader of a checkpoint, which compares checksums as it reads."""
-    if is_local(checkpoint.path):
-        return _Checking(checkpoint.path)
+def _crc32_of_next(file: IO[bytes], length: int) -> tuple[int, int]:
+    """How many of the next `length` bytes there are, and their CRC-32; no more than a piece is held."""
+    count = crc = 0
+    while piece := file.read(min(_PIECE, length - count)):
+        count, crc = count + len(piece), zlib.crc32(piece, crc)
+    return count, crc
 
-    class RemoteReader(_Checking, _fsspec().FsspecReader):  # type: ignore[misc]
+
+def reader(checkpoint: Checkpoint, known: Metadata | None = None) -> CheckingReader:
+    """Torch's reader of a checkpoint, which compares checksums as it reads; `known` is its list of tensors, if read."""
+    made = CheckingReader(checkpoint.path) if is_local(checkpoint.path) else _remote_reader(checkpoint)
+    made.known = known
+    return made
+
+
+def _remote_reader(checkpoint: Checkpoint) -> CheckingReader:
+    class RemoteReader(CheckingReader, _fsspec().FsspecReader):  # type: ignore[misc]
         """The same behind a URL."""
 
     return RemoteReader(str(checkpoint.path), **_options(checkpoint.path))

@@ -9,30 +9,15 @@ This is the only file that reads DeepSpeed's internals.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bigtrain.checkpoint.planners import PREFIXES, Holding
 from bigtrain.checkpoint.rectangles import rectangles
 from bigtrain.models.sharding import ShardedParameter
 from bigtrain.parallel.engine import Engine
-
-PREFIXES = {"weight": "model.", "exp_avg": "optimizer.exp_avg.", "exp_avg_sq": "optimizer.exp_avg_sq."}
-"""Names in a checkpoint: the float32 weights, and Adam's first and second moments."""
-
-
-@dataclass(frozen=True)
-class Holding:
-    """A box of a global tensor, and the memory here that is its content."""
-
-    name: str
-    global_shape: torch.Size
-    offset: torch.Size
-    shape: torch.Size
-    values: Tensor
-    """A view of `shape` into the optimizer's float32 buffers."""
 
 
 def holdings(engine: Engine, *, to_save: bool) -> list[Holding]:

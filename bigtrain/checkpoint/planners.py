@@ -1,8 +1,9 @@
-"""Plans that let torch's distributed checkpoint write and read :class:`Holding` boxes."""
+"""Boxes of global tensors, and plans that let torch's distributed checkpoint write and read them."""
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +24,22 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from bigtrain.checkpoint.holdings import Holding
 from bigtrain.errors import CheckpointError
+
+PREFIXES = {"weight": "model.", "exp_avg": "optimizer.exp_avg.", "exp_avg_sq": "optimizer.exp_avg_sq."}
+"""Names in a checkpoint: the float32 weights, and Adam's first and second moments."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A box of a global tensor, and the memory here that is its content."""
+
+    name: str
+    global_shape: torch.Size
+    offset: torch.Size
+    shape: torch.Size
+    values: Tensor
+    """A view of `shape` into the optimizer's float32 buffers."""
 
 
 def state_dict(holdings: Sequence[Holding]) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.planner import SavePlan
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import FORMAT_VERSION, TrainingState
 from bigtrain.checkpoint.files import file_name, write_boxes, write_metadata
-from bigtrain.checkpoint.holdings import Holding, adam_step, holdings
+from bigtrain.checkpoint.holdings import adam_step, holdings
 from bigtrain.checkpoint.places import is_local
-from bigtrain.checkpoint.planners import SavePlanner, state_dict
+from bigtrain.checkpoint.planners import Holding, SavePlanner, state_dict
 from bigtrain.checkpoint.staging import Staging
 from bigtrain.errors import StorageError
 from bigtrain.parallel import topology
@@ -79,6 +79,7 @@ class Saver:
         keep_last: int,
         keep_every: int = 0,
         in_background: bool = True,
+        origin: Mapping[str, Any] | None = None,
         completed: Callable[[Saved], None] = lambda _: None,
     ) -> None:
         """Removes what a crash has left half-written.
@@ -91,9 +92,10 @@ class Saver:
             keep_every: Those at multiples of so many steps are kept for ever besides; 0: none.
             in_background: Copy and go on; else `save` returns when the checkpoint is complete, and copies only
                 what lies on a GPU.
+            origin: Where the run's first weights came from, if not from chance.
             completed: Called on every rank, in `save`, `poll` or `finish`, when a checkpoint is complete.
         """
-        self._folder, self._engine, self._data = folder, engine, dict(data)
+        self._folder, self._engine, self._data, self._origin = folder, engine, dict(data), dict(origin or {})
         self._keep_last, self._keep_every = keep_last, keep_every
         self._in_background, self._completed = in_background, completed
         self._planner: SavePlanner | None = None
@@ -193,6 +195,7 @@ class Saver:
             "model": self._engine.config.model.model_dump(mode="json"),
             "layout": self._engine.layout.describe(),
             "data": self._data,
+            "origin": self._origin,
         }
 
     def _write_file(self, write: _Write) -> Any:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtrain.checkpoint.holdings import Holding
-from bigtrain.checkpoint.planners import state_dict
+from bigtrain.checkpoint.planners import Holding, state_dict
 
 
 class Staging:

@@ -1,5 +1,6 @@
 """Save and load: every process writes what it holds, and reads what it will hold."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from bigtrain.checkpoint.catalog import Checkpoint, TrainingState
-from bigtrain.checkpoint.files import reader
-from bigtrain.checkpoint.holdings import PREFIXES, Holding, adam_step, finish_load, holdings
-from bigtrain.checkpoint.planners import LoadPlanner, state_dict
+from bigtrain.checkpoint.files import read_metadata, reader
+from bigtrain.checkpoint.holdings import adam_step, finish_load, holdings
+from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
+from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
@@ -39,28 +41,40 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
 def load(checkpoint: Checkpoint, engine: Engine) -> None:
     """Fill the engine from a checkpoint of any layout; all ranks call it.
 
+    Rank 0 reads the list of tensors for all; each opens the files in which its own boxes lie.
+
     Raises:
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
-    _fill(holdings(engine, to_save=False), checkpoint)
+    _fill(checkpoint, holdings(engine, to_save=False))
     finish_load(engine, checkpoint.adam_step)
 
 
 def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: Sequence[str] = ()) -> None:
-    """Fill the engine's weights alone, as :func:`load` does; the optimizer stays as it is.
+    """The weights alone; the optimizer stays as it is. All ranks call it.
 
     Weights whose names begin with one of `but` keep what they have.
+
+    Raises:
+        CheckpointError: As `load`.
     """
     prefix = PREFIXES["weight"]
     left_out = tuple(prefix + name for name in but)
     held = holdings(engine, to_save=False)
-    _fill([box for box in held if box.name.startswith(prefix) and not box.name.startswith(left_out)], checkpoint)
+    _fill(checkpoint, [box for box in held if box.name.startswith(prefix) and not box.name.startswith(left_out)])
     finish_load(engine, adam_step(engine))
 
 
-def _fill(held: list[Holding], checkpoint: Checkpoint) -> None:
-    try:
-        dcp.load(state_dict(held), storage_reader=reader(checkpoint), planner=LoadPlanner(held))
-    except dcp.api.CheckpointException as error:
-        causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
-        raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error
+def _fill(checkpoint: Checkpoint, held: Sequence[Holding]) -> None:
+    metadata = None
+    with topology.together():
+        if topology.is_first_rank():
+            metadata = read_metadata(checkpoint)
+    storage = reader(checkpoint, topology.from_first(metadata))
+    with topology.together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:  # each for itself: torch would gather all ranks' plans on rank 0, to hand them back as they are
+            dcp.load(state_dict(held), storage_reader=storage, planner=LoadPlanner(held), no_dist=True)
+        except dcp.api.CheckpointException as error:
+            causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+            raise CheckpointError(f"cannot load {checkpoint.path}: {causes}") from error

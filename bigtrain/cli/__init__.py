@@ -17,6 +17,7 @@ from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
 from bigtrain.cli.data import data_app
 from bigtrain.cli.evaluate import evaluate
+from bigtrain.cli.generate import generate
 from bigtrain.cli.jobs import logs, status, stop, submit
 from bigtrain.cli.runs import finetune, pretrain
 from bigtrain.cli.tokenizer import tokenizer_app
@@ -71,27 +72,6 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def generate(
-    model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
-    prompt: Annotated[list[str], typer.Option(help="Text to continue; may be given several times.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Decides what is drawn.")] = 0,
-) -> None:
-    """Continue text with an exported model."""
-    from bigtrain.evaluate.generate import generate as continue_prompts
-
-    continued = continue_prompts(
-        model, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    for begin, end in zip(prompt, continued, strict=True):
-        out.print(begin, style="bold", end="", markup=False)
-        out.print(end, markup=False)
-
-
-@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Draw a run's loss curve and write RUN/report.html; the run may still be going."""
     from bigtrain.report.build import report as build
@@ -103,6 +83,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     out.print(f"{made.png}\n{made.page}", markup=False)
 
 
+app.command()(generate)
 app.command()(evaluate)
 app.command()(submit)
 app.command()(status)

@@ -29,8 +29,7 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, nproc: Processes =
     loaded = load_config(config, overrides or [])
     if loaded.finetune.task is not None:
         raise ConfigError(f"{config}: finetune.task is {loaded.finetune.task}; run it with `bigtrain finetune`")
-    words = ["pretrain", str(config), *(overrides or [])]
-    _run(loaded, words, nproc, open_inputs, "bigtrain.training.pretrain:pretrain")
+    _run("pretrain", loaded, nproc, open_inputs, "bigtrain.training.pretrain:pretrain")
 
 
 def finetune(
@@ -54,8 +53,7 @@ def finetune(
     loaded = load_task_config(config, overrides or [])
     if loaded.finetune.task is None:
         raise ConfigError(f"{config}: finetune.task is missing; `bigtrain pretrain` trains without one")
-    words = ["finetune", str(config), *(overrides or [])]
-    _run(loaded, words, nproc, open_task, "bigtrain.finetune.finetune:finetune")
+    _run("finetune", loaded, nproc, open_task, "bigtrain.finetune.finetune:finetune")
 
 
 def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: int | None) -> NoReturn:
@@ -83,23 +81,22 @@ def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: i
     sys.exit(0)
 
 
-def _run(
-    config: Config, words: Sequence[str], nproc: int | None, open_files: Callable[[Config], Any], worker: str
-) -> NoReturn:
+def _run(command: str, config: Config, nproc: int | None, open_files: Callable[[Config], Any], worker: str) -> NoReturn:
     """Start what is to run: on a job's nodes, on this machine, or in this process, which is one of several.
 
     Args:
+        command: That of this process, for others.
         config: The run's.
-        words: Of the command, after `bigtrain`.
         nproc: As the user says.
         open_files: Opens and checks what the run reads.
         worker: `module:function` that runs it, and imports torch.
     """
-    from bigtrain.config import validate
+    from bigtrain.config import to_yaml, validate
     from bigtrain.launch.environment import world_from_environment
     from bigtrain.launch.job import allocation, is_batch_step, supervise
     from bigtrain.launch.local import run_workers
 
+    words = [command, "-"]  # what this process has read and others need not read again comes as their input
     if is_batch_step(os.environ):
         from bigtrain.training.preflight import preflight
 
@@ -108,10 +105,12 @@ def _run(
         sys.exit(supervise(config, words, given))
     world = world_from_environment(nproc, os.environ, config.parallel.model_parallel_size)
     validate(config, world.world_size)
-    if not world.is_worker:
+    if not world.is_worker and world.nnodes == 1:
         from bigtrain.training.preflight import preflight
 
-        preflight(config, open_files)  # before torch is loaded and processes are started
+        preflight(
+            config, open_files
+        )  # before torch is loaded and processes start; of several nodes rank 0 looks for all
     if world.is_worker or world.world_size == 1:
         module, _, function = worker.partition(":")
         sys.exit(getattr(import_module(module), function)(config))
@@ -120,5 +119,6 @@ def _run(
             [sys.executable, "-m", "bigtrain", *words],
             world,
             log_dir=Path(config.training.output_dir) / "logs",
+            stdin=to_yaml(config),
         )
     )

@@ -16,8 +16,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), lowest: Sequenc
     """Read the YAML file at `path`, follow its `extends`, apply `key.path=value` overrides.
 
     Args:
-        path: The YAML file. `extends: other.yaml` (or a list) is relative to the file that says it;
-            what the file itself says wins, and of a list the later.
+        path: The YAML file; `-` is standard input. `extends: other.yaml` (or a list) is relative to the file that
+            says it; what the file itself says wins, and of a list the later.
         overrides: Words like ``parallel.tensor=2``; a value is read as YAML. The later wins.
         lowest: What holds where neither says otherwise.
 

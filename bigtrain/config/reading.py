@@ -5,6 +5,7 @@ said a thing.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +22,8 @@ _FLOAT = re.compile(
     r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+
+STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ def dump(tree: Mapping[str, Any]) -> str:
 
 
 def file_layers(path: Path) -> list[Layer]:
-    """The layers of a file: those that it extends, each below the next, and itself on top.
+    """The layers of a file, `-` for standard input: those that it extends, each below the next, and itself on top.
 
     Raises:
         ConfigError: A file cannot be read, is not YAML, or extends itself.
     """
+    if path == STANDARD_INPUT:
+        return _layers_of(_text(path, ""), "standard input", Path.cwd(), ())
     return _file_layers(path.resolve(), ())
 
 
@@ -121,8 +126,13 @@ def _file_layers(path: Path, chain: tuple[Path, ...]) -> list[Layer]:
     if path in chain:
         circle = (*chain[chain.index(path) :], path)
         raise ConfigError("extends goes in a circle: " + " -> ".join(map(_shown, circle)))
-    name = _shown(path)
-    tree = _parse(_text(path, f", which {_shown(chain[-1])} extends" if chain else ""), name)
+    text = _text(path, f", which {_shown(chain[-1])} extends" if chain else "")
+    return _layers_of(text, _shown(path), path.parent, (*chain, path))
+
+
+def _layers_of(text: str, name: str, folder: Path, chain: tuple[Path, ...]) -> list[Layer]:
+    """Of a text that lies in `folder`; `chain` are the files that led to it, itself included."""
+    tree = _parse(text, name)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         what = "a list" if isinstance(tree, list) else "a single value"
@@ -131,14 +141,14 @@ def _file_layers(path: Path, chain: tuple[Path, ...]) -> list[Layer]:
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{name}: extends takes a file name or a list of file names, not {parents!r}")
-    layers = [layer for parent in parents for layer in _file_layers((path.parent / parent).resolve(), (*chain, path))]
+    layers = [layer for parent in parents for layer in _file_layers((folder / parent).resolve(), chain)]
     # a section whose keys are all commented out reads as null: it says nothing
     return [*layers, Layer(name, {key: {} if value is None else value for key, value in tree.items()})]
 
 
 def _text(path: Path, why: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return sys.stdin.buffer.read().decode() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         reason = "it is not UTF-8 text"
     except OSError as error:

@@ -36,11 +36,14 @@ class Option:
 def options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Option]:
     """Every option below `section`, in the schema's order; of sections by name or in a list each once, as NAME or N."""
     for name, field in section.model_fields.items():
-        if below := as_section(field):
+        below = as_section(field)
+        if below and field.default is not None:
             yield from options(below, f"{prefix}{name}.")
         else:
             default = None if field.is_required() else in_yaml(field.get_default(call_default_factory=True))
             yield Option(prefix + name, takes(field), default, " ".join((field.description or "").split()))
+            if below:
+                yield from options(below, f"{prefix}{name}.")
             if each := of_each(field):
                 yield from options(each, f"{prefix}{name}.{'NAME' if get_origin(field.annotation) is dict else 'N'}.")
 
@@ -58,9 +61,9 @@ def sections() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def as_section(field: FieldInfo) -> type[BaseModel] | None:
-    """The class of a field that holds a section; None for an option."""
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    """The class of a field that holds a section, if it may be null too; None for an option."""
+    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def of_each(field: FieldInfo) -> type[BaseModel] | None:

@@ -12,6 +12,8 @@ from bigtrain.config.schema import Config
 from bigtrain.config.validate_architecture import architecture_problems
 from bigtrain.config.validate_data import data_problems
 from bigtrain.config.validate_finetune import finetune_problems
+from bigtrain.config.validate_model import model_problems
+from bigtrain.config.validate_t5 import t5_problems
 from bigtrain.errors import ConfigError
 
 _SHOWN = 64  # no larger group is suggested: a remedy is a short list
@@ -50,10 +52,12 @@ def validate(config: Config, world_size: int) -> None:
         *architecture_problems(config),
         *finetune_problems(config),
         *heads,
+        *(model_problems(config.model) if not heads else ()),
         *(_tensor(config) if not heads else ()),  # what would fit is known only for sound heads
         *_sequence(config),
         *_context(config),
         *_pipeline(config),
+        *t5_problems(config),
         *_experts(config),
         *_world(config, world_size),
         *_combinations(config),
@@ -104,7 +108,7 @@ def _tensor(config: Config) -> Iterator[str]:
 
 def _sequence(config: Config) -> Iterator[str]:
     m, p, length = config.model, config.parallel, config.training.sequence_length
-    if length > m.max_position_embeddings:
+    if m.position_embedding != "relative" and length > m.max_position_embeddings:
         yield (
             f"training.sequence_length ({length}) is above model.max_position_embeddings "
             f"({m.max_position_embeddings}); lower one or raise the other"
@@ -126,26 +130,35 @@ def _sequence(config: Config) -> Iterator[str]:
 
 
 def _context(config: Config) -> Iterator[str]:
-    m, p = config.model, config.parallel
+    """What keys and values that go around a ring do not do."""
+    m, p, packing = config.model, config.parallel, config.data.packing
     heads, kv_heads = m.num_attention_heads // p.tensor, m.kv_heads // p.tensor
-    if kv_heads and m.attention_dropout and not exchanges_heads(config):
+    if not kv_heads or exchanges_heads(config):
+        return
+    refused = []
+    if m.attention_dropout:
+        given = f"model.attention_dropout ({m.attention_dropout})"
+        refused.append((given, "whose blocks drop nothing", "model.attention_dropout=0.0"))
+    if packing in ("documents", "best_fit"):
+        refused.append((f"data.packing={packing}", "which knows no documents", "data.packing=contiguous"))
+    if any(m.windows):
+        given = f"model.sliding_window ({m.sliding_window})"
+        refused.append((given, "which knows no windows", "model.sliding_window=null"))
+    if m.attn_logit_softcapping is not None:
+        given = f"model.attn_logit_softcapping ({m.attn_logit_softcapping})"
+        refused.append((given, "whose kernels bend no scores", "model.attn_logit_softcapping=null"))
+    for given, why, remedy in refused:
         yield (
-            f"model.attention_dropout ({m.attention_dropout}) cannot be had with parallel.context ({p.context}), which "
-            f"does not divide the {heads} query and {kv_heads} key/value heads of a process: keys and values go around "
-            f"a ring, whose blocks drop nothing; set model.attention_dropout=0.0, or "
+            f"{given} cannot be had with parallel.context ({p.context}), which does not divide the {heads} query and "
+            f"{kv_heads} key/value heads of a process: keys and values go around a ring, {why}; set {remedy}, or "
             f"{_fitting('parallel.context', heads, kv_heads)}"
-        )
-    packing = config.data.packing
-    if kv_heads and packing in ("documents", "best_fit") and not exchanges_heads(config):
-        yield (
-            f"data.packing={packing} cannot be had with parallel.context ({p.context}), which does not divide the "
-            f"{heads} query and {kv_heads} key/value heads of a process: keys and values go around a ring, which "
-            f"knows no documents; set data.packing=contiguous, or {_fitting('parallel.context', heads, kv_heads)}"
         )
 
 
 def _pipeline(config: Config) -> Iterator[str]:
-    p, layers = config.parallel, config.model.num_hidden_layers
+    m, p = config.model, config.parallel
+    layers = m.num_hidden_layers + m.decoder_layers
+    named = "model.num_hidden_layers" + (" + model.num_decoder_layers" if m.decoder_layers else "")
     if p.virtual_pipeline > 1 and p.pipeline == 1:
         yield (
             f"parallel.virtual_pipeline ({p.virtual_pipeline}) cuts the stages of a pipeline into chunks, "
@@ -154,7 +167,7 @@ def _pipeline(config: Config) -> Iterator[str]:
     elif layers < (chunks := p.pipeline * p.virtual_pipeline):
         virtual = f" x parallel.virtual_pipeline ({p.virtual_pipeline})" if p.virtual_pipeline > 1 else ""
         yield (
-            f"model.num_hidden_layers ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
+            f"{named} ({layers}) is below parallel.pipeline ({p.pipeline}){virtual}: each "
             f"{'chunk' if virtual else 'stage'} holds at least one layer; lower "
             f"{'one of the two' if virtual else 'parallel.pipeline'} or add layers"
         )
@@ -169,7 +182,7 @@ def _pipeline(config: Config) -> Iterator[str]:
         elif total != layers:
             yield (
                 f"parallel.layers_per_stage ({' + '.join(map(str, each))}) makes {total} layers, but "
-                f"model.num_hidden_layers is {layers}"
+                f"{named} is {layers}"
             )
 
 

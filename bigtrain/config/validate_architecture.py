@@ -1,25 +1,48 @@
 """Rules of `model.architecture`: which options each knows, and what cannot be had with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from bigtrain.config.schema import Config, DataConfig, ModelConfig
 
 _OF_BERT = {"model": ("type_vocab_size", "add_pooling_layer"), "data": ("mlm_probability", "whole_word_masking")}
+_OF_GPT = {
+    "model": (
+        "num_experts",
+        "sliding_window",
+        "layer_types",
+        "qk_norm",
+        "norm_placement",
+        "zero_centered_norm",
+        "parallel_residual",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "query_pre_attn_scalar",
+        "scale_embeddings",
+    ),
+    "data": ("fim_rate", "mask_document_boundaries"),
+}
 
 
 def architecture_problems(config: Config) -> Iterator[str]:
     """A message for each rule that is broken."""
+    if config.model.architecture != "gpt":
+        yield from _only_for("gpt", _OF_GPT, config)
     if config.model.architecture == "bert":
         yield from _bert(config)
         return
     if config.data.sentence_objective != "none":
         yield f"data.sentence_objective={config.data.sentence_objective} is for model.architecture=bert"
-    for section, names in _OF_BERT.items():
+    yield from _only_for("bert", _OF_BERT, config)
+
+
+def _only_for(architecture: str, keys: Mapping[str, Sequence[str]], config: Config) -> Iterator[str]:
+    """Options that have another value than their default, and mean nothing to the run's architecture."""
+    for section, names in keys.items():
         of_section: ModelConfig | DataConfig = getattr(config, section)
         for name in names:
             value = getattr(of_section, name)
             if value != type(of_section).model_fields[name].default:
-                yield f"{section}.{name} ({value}) is for model.architecture=bert; leave it out"
+                yield f"{section}.{name} ({value}) is for model.architecture={architecture}; leave it out"
 
 
 def _bert(config: Config) -> Iterator[str]:
@@ -29,8 +52,6 @@ def _bert(config: Config) -> Iterator[str]:
             f"model.position_embedding is {m.position_embedding}, and BERT's positions are learned; "
             "set model.position_embedding=learned"
         )
-    if m.num_experts is not None:
-        yield f"model.num_experts ({m.num_experts}) is for model.architecture=gpt; leave it out"
     if p.context > 1:
         yield (
             f"parallel.context ({p.context}) cuts sequences so that a causal mask is shared fairly, and BERT has none; "
@@ -41,10 +62,6 @@ def _bert(config: Config) -> Iterator[str]:
             f"data.packing={d.packing} keeps documents of a sample apart, which BERT's attention does not; set "
             "data.packing=contiguous, or padded for one document in each"
         )
-    if d.fim_rate:
-        yield f"data.fim_rate ({d.fim_rate}) is for model.architecture=gpt; leave it out"
-    if d.mask_document_boundaries:
-        yield "data.mask_document_boundaries is for model.architecture=gpt; BERT reads from both sides: leave it out"
     sentences = d.sentence_objective != "none"
     if sentences != m.add_pooling_layer and config.finetune.task is None:
         remedy = "set model.add_pooling_layer=true" if sentences else "leave the latter out, or set the former to next"

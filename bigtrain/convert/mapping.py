@@ -4,20 +4,59 @@ A family's file declares, for each of our weights, which tensors of the family i
 indices, so that one declaration reads in both directions: `theirs = ours[rows]`, `ours[rows] = theirs`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bigtrain.config import ModelConfig
 from bigtrain.errors import ConversionError
 
 Rows = Callable[[ModelConfig], np.ndarray] | None
-"""Indices into the first axis of our weight (of one layer's, where layers are stacked); None: all of them."""
+"""Indices into the first axis of our weight (of one layer's or expert's, where these are stacked); None: all."""
 
-WeightMap = Mapping[str, Mapping[str, Rows]]
-"""Our name -> {the family's name -> rows}. A `{}` in the family's name stands for the layer, and says that
-our weight is stacked over the layers."""
+
+@dataclass(frozen=True)
+class Cut:
+    """Which part of one of our weights a tensor of the family is, and how it lies there."""
+
+    rows: Rows = None
+    transposed: bool = False
+    """They keep the matrix as [in, out] (GPT-2); ours are [out, in]."""
+
+    def shape(self, ours: tuple[int, ...], model: ModelConfig) -> tuple[int, ...]:
+        """The tensor's shape, where our weight (of one layer) has the shape `ours`."""
+        shape = ours if self.rows is None else (len(self.rows(model)), *ours[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def out_of(self, ours: Tensor, model: ModelConfig) -> Tensor:
+        """The tensor, out of our weight; where it can be, a view of it."""
+        found = ours if self.rows is None else ours[_index(self.rows(model))]
+        return found.T if self.transposed else found
+
+    def into(self, ours: Tensor, theirs: Tensor, model: ModelConfig) -> None:
+        """Put the tensor into its place in our weight."""
+        found = theirs.T if self.transposed else theirs
+        if self.rows is None:
+            ours.copy_(found)
+        else:
+            ours[_index(self.rows(model))] = found.to(ours.dtype)
+
+
+def _index(rows: np.ndarray) -> slice | Tensor:
+    """A run of rows as a slice, which copies nothing."""
+    first, count = int(rows[0]), len(rows)
+    if np.array_equal(rows, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return torch.from_numpy(rows)
+
+
+WeightMap = Mapping[str, Mapping[str, Cut]]
+"""Our name -> {the family's name -> which part of ours it is}. `{layer}` and `{expert}` in the family's name stand for
+numbers, and say that our weight is stacked over the layers, or over the layers and their experts."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +65,28 @@ class Piece:
 
     name: str
     source: str
-    layer: int | None
-    rows: Rows
+    index: tuple[int, ...]
+    """Where our weight is stacked: the layer, or the layer and the expert."""
+    cut: Cut
 
-    def shape(self, source_shape: tuple[int, ...], model: ModelConfig) -> tuple[int, ...]:
-        """Its shape, where our (stacked) weight has `source_shape`."""
-        shape = source_shape if self.layer is None else source_shape[1:]
-        return shape if self.rows is None else (len(self.rows(model)), *shape[1:])
+
+def pieces_of(weights: WeightMap, model: ModelConfig, sources: Mapping[str, tuple[int, ...]]) -> dict[str, Piece]:
+    """Every tensor of the family by its name, for our weights of these names and global shapes.
+
+    Raises:
+        ConversionError: A weight has no place in the family, a tensor would be filled twice, or rows of a weight
+            never or twice.
+    """
+    found: dict[str, Piece] = {}
+    for source, shape in sources.items():
+        if source not in weights:
+            raise ConversionError(f"{source}: no row of the map takes this weight of the checkpoint")
+        _check_rows(source, shape, weights[source], model)
+        for piece in _pieces_of(source, weights[source], model):
+            if piece.name in found:
+                raise ConversionError(f"{piece.name}: filled from both {found[piece.name].source} and {source}")
+            found[piece.name] = piece
+    return found
 
 
 def pieces(
@@ -41,7 +95,7 @@ def pieces(
     sources: Mapping[str, tuple[int, ...]],
     targets: Mapping[str, tuple[int, ...]],
 ) -> list[Piece]:
-    """Every tensor of the family with its origin, layer by layer, all of them and nothing twice.
+    """Every tensor of the family with its origin, in the order of `targets`, all of them and nothing twice.
 
     Args:
         weights: The family's map.
@@ -53,36 +107,58 @@ def pieces(
         ConversionError: A weight has no place in the family, a tensor would be left unfilled or filled twice,
             or a shape does not fit.
     """
-    found: dict[str, Piece] = {}
-    for source in sources:
-        if source not in weights:
-            raise ConversionError(f"{source}: no row of the map takes this weight of the checkpoint")
-        for piece in _pieces_of(source, weights[source], model):
-            if piece.name in found:
-                raise ConversionError(f"{piece.name}: filled from both {found[piece.name].source} and {source}")
-            found[piece.name] = piece
-    _same_names(found, targets)
-    for piece in found.values():
-        shape = piece.shape(sources[piece.source], model)
-        if shape != targets[piece.name]:
-            raise ConversionError(f"{piece.name} is {targets[piece.name]}, and {piece.source} would make it {shape}")
+    found = pieces_of(weights, model, sources)
+    if unfilled := sorted(set(targets) - set(found)):
+        raise ConversionError(f"no weight of the checkpoint fills {some(unfilled)}")
+    if unknown := sorted(set(found) - set(targets)):
+        raise ConversionError(f"the family's model has no {some(unknown)}, which the map would fill")
+    for name, shape in misshapen(found, model, sources, targets):
+        raise ConversionError(f"{name} is {targets[name]}, and {found[name].source} would make it {shape}")
     return [found[name] for name in targets]
 
 
-def _pieces_of(source: str, row: Mapping[str, Rows], model: ModelConfig) -> Iterator[Piece]:
-    for name, rows in row.items():
-        if "{}" not in name:
-            yield Piece(name, source, None, rows)
-            continue
-        for layer in range(model.num_hidden_layers):
-            yield Piece(name.format(layer), source, layer, rows)
+def misshapen(
+    found: Mapping[str, Piece],
+    model: ModelConfig,
+    sources: Mapping[str, tuple[int, ...]],
+    targets: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of `targets` that has another shape than our weight makes it, and that shape."""
+    for name, piece in found.items():
+        shape = piece.cut.shape(sources[piece.source][len(piece.index) :], model)
+        if shape != targets[name]:
+            yield name, shape
 
 
-def _same_names(found: Iterable[str], targets: Iterable[str]) -> None:
-    if unfilled := sorted(set(targets) - set(found)):
-        raise ConversionError(f"no weight of the checkpoint fills {', '.join(unfilled)}")
-    if unknown := sorted(set(found) - set(targets)):
-        raise ConversionError(f"the family's model has no {', '.join(unknown)}, which the map would fill")
+def some(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _pieces_of(source: str, row: Mapping[str, Cut], model: ModelConfig) -> Iterator[Piece]:
+    for name, cut in row.items():
+        for index in product(*(range(size) for size in _stacked_over(name, model))):
+            numbers = dict(zip(("layer", "expert"), index, strict=False))
+            yield Piece(name.format(**numbers), source, index, cut)
+
+
+def _stacked_over(name: str, model: ModelConfig) -> list[int]:
+    if "{layer}" not in name:
+        return []
+    return [model.num_hidden_layers, *([model.num_experts or 0] if "{expert}" in name else [])]
+
+
+def _check_rows(source: str, shape: tuple[int, ...], row: Mapping[str, Cut], model: ModelConfig) -> None:
+    if [cut.rows for cut in row.values()] == [None]:
+        return
+    height = shape[len(_stacked_over(next(iter(row)), model))]
+    used = np.concatenate([np.arange(height) if cut.rows is None else cut.rows(model) for cut in row.values()])
+    if not np.array_equal(np.sort(used), np.arange(height)):
+        raise ConversionError(f"{source}: the map does not take each of its {height} rows once")
+
+
+# ------------------------------------------------------------------------------------------- rows of joint matrices
 
 
 def heads(model: ModelConfig) -> np.ndarray:
@@ -110,6 +186,11 @@ def value_rows(model: ModelConfig) -> np.ndarray:
     return heads(model)[:, -1].ravel()
 
 
+def query_key_value_rows(model: ModelConfig) -> np.ndarray:
+    """All query heads, then all keys, then all values."""
+    return np.concatenate([query_rows(model), key_rows(model), value_rows(model)])
+
+
 def gate_rows(model: ModelConfig) -> np.ndarray:
     """The gate, the first half of a gated feed-forward's joint matrix."""
     return np.arange(model.ffn_size)
@@ -118,3 +199,10 @@ def gate_rows(model: ModelConfig) -> np.ndarray:
 def up_rows(model: ModelConfig) -> np.ndarray:
     """The up projection, its second half."""
     return np.arange(model.ffn_size, 2 * model.ffn_size)
+
+
+WHOLE = Cut()
+TURNED = Cut(transposed=True)
+QUERY, KEY, VALUE = Cut(query_rows), Cut(key_rows), Cut(value_rows)
+QUERY_KEY_VALUE = Cut(query_key_value_rows)
+GATE, UP = Cut(gate_rows), Cut(up_rows)

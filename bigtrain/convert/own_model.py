@@ -1,50 +1,93 @@
-"""BigTrain's own model out of a checkpoint, whole, on this process."""
+"""BigTrain's own model: out of a checkpoint, on this process or on several, or as names and shapes without memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.holdings import Holding
-from bigtrain.config import Config, parse_config
+from bigtrain.checkpoint.planners import Holding
+from bigtrain.config import Config, ModelConfig, ParallelConfig, parse_config, validate
 from bigtrain.convert.source import model_config
 from bigtrain.convert.weights import WEIGHTS, read_into
+from bigtrain.errors import UserError
 from bigtrain.models.gpt import GPT, build_gpt
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology
 
+ALONE = ParallelConfig()
+
 
 @contextmanager
-def own_model(checkpoint: Checkpoint) -> Iterator[GPT]:
-    """The model in float32, ready to be called; its world of one process ends with the block.
+def own_model(
+    checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Iterator[GPT]:
+    """This process's part of the model, ready to be called; the world ends with the block.
 
-    `model(input_ids, None, None)` maps [b, s] token ids to [b, s, vocab_size] logits.
+    Alone `model(input_ids, positions, None)` maps [b, s] token ids and positions to [b, s, vocab_size] logits.
+
+    Args:
+        checkpoint: Where the weights lie.
+        parallel: How tensor and pipeline parallel split the model; more than one process must have been started
+            for it by a launcher.
+        precision: Type of the weights and of what is computed with them.
 
     Raises:
+        ConfigError: The model cannot be split so.
         CheckpointError: A tensor or file is missing, damaged or of another shape.
     """
-    config = _alone(checkpoint)
-    # Not through the environment: what a launcher's RANK and WORLD_SIZE say is not about this model.
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    config = _config(model_config(checkpoint), parallel, precision)
+    with _world(config):
+        (model,) = build_gpt(config)
+        with topology.together():
+            read_into(checkpoint, _boxes(model))
+        yield model.eval()
+
+
+def own_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and global shape of every weight that a checkpoint of this model holds."""
+    config = _config(model, ALONE, "fp32")
+    found = {}
+    with _world(config), torch.device("meta"):
+        (built,) = build_gpt(config)
+        for entry in built.sharded_state_dict().values():
+            if isinstance(entry, ShardedTensor):
+                found[entry.key] = tuple(entry.global_shape)
+            elif isinstance(entry, ShardedTensorFactory):
+                found |= {part.key: tuple(part.global_shape) for part in entry.build()}
+    return found
+
+
+@contextmanager
+def _world(config: Config) -> Iterator[None]:
+    """The process groups of the block."""
+    size = config.parallel.model_parallel_size
+    if size == 1:
+        # Not through the environment: what a launcher's RANK and WORLD_SIZE say is not about this model.
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        validate(config, size)
     try:
         topology.start_processes(config)
-        (model,) = build_gpt(config)
-        read_into(checkpoint, _boxes(model))
-        yield model.eval()
-    finally:
-        topology.stop_processes()
+        yield
+    except BaseException as error:
+        if size == 1 or isinstance(error, UserError):  # which every rank raises: nobody is waiting
+            topology.stop_processes()
+        raise
+    topology.stop_processes()
 
 
-def _alone(checkpoint: Checkpoint) -> Config:
-    """The checkpoint's model on one process; data and training are not used."""
-    model = model_config(checkpoint)
-    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1, "precision": "fp32"}
+def _config(model: ModelConfig, parallel: ParallelConfig, precision: str) -> Config:
+    """The model, split; data and training are not used."""
+    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1, "precision": precision}
     return parse_config(
         {
             "model": model.model_dump(mode="json"),
             "data": {"train": "-"},
+            "parallel": parallel.model_dump(mode="json"),
             "training": {**training, "sequence_length": model.max_position_embeddings},
         }
     )

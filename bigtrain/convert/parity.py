@@ -22,7 +22,12 @@ class Parity:
     """The certificate that lies beside the weights."""
 
     checkpoint: str
+    """BigTrain's side."""
     step: int
+    source_sha256: str
+    """Of what was converted: of a checkpoint its list of boxes with their checksums, of a folder its weights' files."""
+    family: str
+    """The `model_type` at Hugging Face."""
     text: str
     """Where the text comes from."""
     tokens: int
@@ -36,6 +41,16 @@ class Parity:
     that type costs."""
     dtype: str
     """The saved type."""
+    vocabulary_rows: int
+    """Of the model at Hugging Face."""
+    padded_rows_removed: int
+    """Rows that BigTrain's vocabulary has beyond these."""
+    embeddings_tied: bool
+    """Whether the output layer is the embedding, as `transformers` has loaded it."""
+    tokenizer_sha256: str | None
+    """Of the tokenizer's file; it gave the same ids in both. None: there is none."""
+    files: list[str]
+    """What lies in the Hugging Face folder."""
     transformers: str
     """Its version."""
 

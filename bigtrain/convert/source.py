@@ -1,52 +1,34 @@
-"""What a conversion starts from: the checkpoint, the model's shape, the tokenizer. Nothing here needs torch."""
+"""What a checkpoint's conversion starts from: the run, the model's shape, the tokenizer. Nothing here needs torch."""
 
+import hashlib
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.places import checkpoint_folder, is_local
+from bigtrain.checkpoint.places import is_local
 from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import CheckpointError, ConversionError
 
-
-def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that `path` means: the newest complete one of a run's folder or of its `checkpoints`
-    folder, or the one in the step's folder itself.
-
-    Raises:
-        CheckpointError: There is none, or it is damaged.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; give a run's folder or one of its checkpoints")
-    if path.name.startswith("step-") or (path / catalog.MARKER).exists():
-        return catalog.read(path)
-    folder = _checkpoints(path)
-    found = catalog.newest(folder)
-    if found is None:
-        unfinished = sorted(part.name for part in folder.glob("*step-*"))
-        why = f" (incomplete: {', '.join(unfinished)})" if unfinished else ""
-        raise CheckpointError(f"{folder} holds no complete checkpoint{why}; give a run's folder or one of its steps")
-    return found
-
-
-def _checkpoints(path: Path) -> Path:
-    """Where the checkpoints of a run's folder lie; `path` itself, if it is none."""
-    if (path / "checkpoints").is_dir():
-        return path / "checkpoints"
-    return checkpoint_folder(load_config(path / "config.yaml")) if (path / "config.yaml").is_file() else path
+MODEL_FILE = "model.yaml"
+"""What a model from Hugging Face has in the place of a run's `config.yaml`: the sections that a run extends."""
 
 
 def run_folder(checkpoint: Checkpoint, given: Path) -> Path | None:
-    """The folder of the run that wrote the checkpoint: what was `given`, or where the checkpoint lies inside it."""
-    if (given / "config.yaml").is_file():
+    """The folder of the run that wrote the checkpoint, or of the conversion: what was `given`, or where the checkpoint
+    lies inside it."""
+    if _is_run(given):
         return given
     if not is_local(checkpoint.path):
         return None
     run = checkpoint.path.resolve().parent.parent
-    return run if (run / "config.yaml").is_file() else None
+    return run if _is_run(run) else None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / MODEL_FILE).is_file()
 
 
 def run_config(run: Path | None) -> Config | None:
@@ -55,7 +37,7 @@ def run_config(run: Path | None) -> Config | None:
     Raises:
         ConfigError: Its `config.yaml` cannot be understood.
     """
-    return None if run is None else load_config(run / "config.yaml")
+    return load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
 
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -70,6 +52,12 @@ def model_config(checkpoint: Checkpoint) -> ModelConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("model", *first["loc"]))
         raise CheckpointError(f"{checkpoint.path / catalog.MARKER}: {key}: {first['msg']}") from None
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's marker and of its list of boxes, which holds the checksum of each, in hexadecimal."""
+    names = (catalog.METADATA, catalog.MARKER)
+    return hashlib.sha256(b"".join((checkpoint.path / name).read_bytes() for name in names)).hexdigest()
 
 
 def find_tokenizer(run: Path | None, given: Path | None, model: ModelConfig) -> Tokenizer:

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigtrain.convert import llama
+from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.config import ModelConfig
+from bigtrain.convert.families import family_of
 from bigtrain.convert.output import written_aside
 from bigtrain.convert.parity import Parity
-from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder
+from bigtrain.data.tokenizer import Tokenizer
+from bigtrain.errors import ConversionError
 
 
 @dataclass(frozen=True)
@@ -19,32 +24,40 @@ class Exported:
 
     path: Path
     checkpoint: Path
+    family: str
     step: int
     parameters: int
     bytes: int
     """Of the weights."""
     files: int
     """That hold weights."""
+    padded_rows_removed: int
+    """Rows of the vocabulary that no token has, and that are not written."""
     parity: Parity | None
     """The proof, where it was asked for."""
 
     def describe(self) -> str:
         """What was done, in a line or two."""
-        line = (
-            f"{self.path}: {self.parameters:,} parameters of step {self.step} ({self.checkpoint}), "
-            f"{self.bytes / 1e6:,.1f} MB in {self.files} file{'s' if self.files > 1 else ''}"
+        rows = (
+            f", {self.padded_rows_removed} padded rows of the vocabulary left out" if self.padded_rows_removed else ""
         )
-        return line if self.parity is None else f"{line}\n{self.parity.describe()}"
+        line = (
+            f"{self.path}: {self.family}, {self.parameters:,} parameters of step {self.step} ({self.checkpoint}), "
+            f"{self.bytes / 1e6:,.1f} MB in {self.files} file{'s' if self.files > 1 else ''}{rows}"
+        )
+        return f"{line}\nnot verified" if self.parity is None else f"{line}\n{self.parity.describe()}"
 
 
 def convert_to_hf(
     checkpoint: Path,
     output: Path,
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    verify: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    verify: bool = True,
     tokenizer: Path | None = None,
     text: Path | None = None,
+    family: str | None = None,
+    vocab_size: int | None = None,
 ) -> Exported:
     """Write a checkpoint's model as a Hugging Face folder.
 
@@ -55,6 +68,10 @@ def convert_to_hf(
         verify: Compare the logits of both models on real text, and write `parity.json` beside the weights.
         tokenizer: The tokenizer's file or folder, where the run's folder has none.
         text: A text file to compare on; default: the run's validation data, else Python's standard library.
+        family: Its `model_type` at Hugging Face; default: the one that the weights came from, or else the first of
+            `families.FAMILIES` that the model fits.
+        vocab_size: Rows of the vocabulary to write; default: those of the model that the weights came from, or else
+            as many as the tokenizer has tokens.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is incomplete or damaged.
@@ -64,13 +81,40 @@ def convert_to_hf(
     """
     source = find_checkpoint(checkpoint)
     model = model_config(source)
-    llama.check_shape(model)
+    chosen = family_of(model, family, source.origin.get("family"))
     run = run_folder(source, checkpoint)
     tokens = find_tokenizer(run, tokenizer, model)
+    rows = _rows(source, model, tokens, vocab_size)
     with written_aside(output) as folder:
+        from bigtrain.convert.card import write_card
         from bigtrain.convert.export import write_model
-        from bigtrain.convert.verify import verify_export
+        from bigtrain.convert.verify import check_memory, verify_export
 
-        written = write_model(source, model, dtype, tokens, folder)
+        if verify:
+            check_memory(model)
+        written = write_model(source, model.model_copy(update={"vocab_size": rows}), chosen, dtype, tokens, folder)
         parity = verify_export(source, folder, tokens, text, run) if verify else None
-    return Exported(output, source.path, source.state.step, written.parameters, written.bytes, written.files, parity)
+        write_card(folder, source, chosen, run, written, parity)
+    return Exported(
+        path=output,
+        checkpoint=source.path,
+        family=chosen.name,
+        step=source.state.step,
+        parameters=written.parameters,
+        bytes=written.bytes,
+        files=written.files,
+        padded_rows_removed=model.vocab_size - rows,
+        parity=parity,
+    )
+
+
+def _rows(source: Checkpoint, model: ModelConfig, tokenizer: Tokenizer, asked: int | None) -> int:
+    """How many rows of the vocabulary are written."""
+    if asked is None:
+        return min(source.origin.get("vocab_size", tokenizer.vocab_size), model.vocab_size)
+    if not tokenizer.vocab_size <= asked <= model.vocab_size:
+        raise ConversionError(
+            f"vocab_size is {asked}; it must hold the tokenizer's {tokenizer.vocab_size} tokens, and be one of the "
+            f"model's {model.vocab_size} rows at most"
+        )
+    return asked

@@ -11,18 +11,36 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode, import_protobu
 
 from bigtrain.config import ModelConfig
 from bigtrain.data.ranks import Definition
-from bigtrain.data.tokenizer import SentencePieceTokenizer, TiktokenTokenizer, Tokenizer
+from bigtrain.data.tokenizer import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    TiktokenTokenizer,
+    Tokenizer,
+    copy_tokenizer,
+)
+
+
+def is_hugging_faces_own(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer came with a model of `transformers`, whose class for it lies beside it by name."""
+    config = tokenizer.path.with_name("tokenizer_config.json")
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or not config.is_file():
+        return False
+    return "tokenizer_class" in json.loads(config.read_bytes())
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
     """Write the files from which `AutoTokenizer` makes a tokenizer that gives the same ids.
 
-    Like ours it adds nothing to a text and takes nothing in it for a special token. Its token for a beginning
-    is the one that ends documents: that is what stood before every document in training.
+    One that came from `transformers` goes there as it was, with its chat template. Any other, like ours, adds nothing
+    to a text and takes nothing in it for a special token, and its token for a beginning is the one that ends
+    documents: that is what stood before every document in training.
 
     Raises:
         OSError: They cannot be written.
     """
+    if is_hugging_faces_own(tokenizer):
+        copy_tokenizer(tokenizer, folder)
+        return
     is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
     if isinstance(tokenizer, TiktokenTokenizer):
         backend = _from_ranks(tokenizer.definition)

@@ -1,9 +1,9 @@
 """The proof of a conversion: both models read the same real text and must say the same."""
 
 import json
-import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.config import ModelConfig
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.parity import Agreement, Parity
-from bigtrain.convert.source import model_config, run_config
-from bigtrain.data.shards import check_tokenizer, open_dataset
+from bigtrain.convert.source import digest_of, model_config
+from bigtrain.convert.texts import Reading, find_reading
+from bigtrain.convert.tokenizer import is_hugging_faces_own
 from bigtrain.data.tokenizer import Tokenizer
-from bigtrain.errors import ConversionError, DataError
+from bigtrain.errors import ConversionError
+from bigtrain.models.size import parameter_count
 from bigtrain.parallel import compat
 
 TOLERANCE = 1e-4
@@ -30,9 +33,33 @@ sizeable part of themselves. 1e-4 lies well away from both.
 """
 
 PARITY = "parity.json"
-SEQUENCES = 4
-SEQUENCE_LENGTH = 256
-_DOCUMENT_CHARACTERS = 20_000
+_WHAT_ELSE = 2_000_000_000
+"""Bytes that a comparison takes beside the weights: the libraries, activations, logits."""
+
+
+def check_memory(model: ModelConfig) -> None:
+    """Raises:
+    ConversionError: A model that is to be compared in float32 does not fit into memory.
+    """
+    needed = 4 * parameter_count(model) + _WHAT_ELSE
+    on_gpu = torch.cuda.is_available()
+    free: float = torch.cuda.mem_get_info()[0] if on_gpu else _available()
+    if needed > free:
+        where = "on the GPU" if on_gpu else "here"
+        raise ConversionError(
+            f"to compare the models in float32 takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
+            f"are free {where}: convert where there is more, or with --no-verify, which the model card will say"
+        )
+
+
+def _available() -> float:
+    """Bytes that programs can get without swapping, as Linux tells; elsewhere no bound is known."""
+    fields = Path("/proc/meminfo")
+    if not fields.is_file():
+        return math.inf
+    lines = fields.read_text(encoding="ascii").splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kibibytes) * 1024
 
 
 def verify_export(
@@ -51,118 +78,125 @@ def verify_export(
         ConversionError: The logits differ beyond the tolerance, or the exported tokenizer gives other ids.
         DataError: The text cannot be read, or is empty.
     """
-    origin, texts = _texts(run, tokenizer, text)
-    sequences = _sequences(texts, tokenizer, model_config(checkpoint).max_position_embeddings)
-    if not sequences:
-        raise DataError(f"{origin}: holds no text to compare the models on")
-    _check_tokenizer(folder, tokenizer, texts)
-    dtype: torch.dtype = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    trained, rounded = _own_logits(checkpoint, dtype, sequences)
-    float32 = _compare(rounded, _exported_logits(folder, torch.float32, sequences))
-    as_saved = _compare(trained, _exported_logits(folder, dtype, sequences)) if dtype != torch.float32 else float32
-    parity = Parity(
+    reading = find_reading(model_config(checkpoint), tokenizer, text, run)
+    _check_tokenizer(folder, tokenizer, reading.texts)
+    parity = _compare_models(checkpoint, folder, reading, digest_of(checkpoint), tokenizer)
+    return _certified(parity, folder / PARITY)
+
+
+def verify_intake(
+    checkpoint: Checkpoint, folder: Path, digest: str, tokenizer: Tokenizer | None, text: Path | None, output: Path
+) -> Parity:
+    """Compare a checkpoint with the Hugging Face folder it came from, and write `parity.json` into `output`.
+
+    Args:
+        checkpoint: What was made.
+        folder: The Hugging Face folder.
+        digest: Of the folder's weights.
+        tokenizer: The model's, if the folder has one.
+        text: A text file; default: Python's standard library.
+        output: Where the certificate is to lie.
+
+    Raises:
+        ConversionError: The logits differ beyond the tolerance.
+        DataError: The text cannot be read, or is empty.
+    """
+    reading = find_reading(model_config(checkpoint), tokenizer, text, None)
+    if tokenizer is not None:
+        _check_tokenizer(folder, tokenizer, reading.texts)
+    parity = _compare_models(checkpoint, folder, reading, digest, tokenizer)
+    return _certified(replace(parity, checkpoint=str(checkpoint.path.relative_to(output))), output / PARITY)
+
+
+def _compare_models(
+    checkpoint: Checkpoint, folder: Path, reading: Reading, digest: str, tokenizer: Tokenizer | None
+) -> Parity:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    dtype: torch.dtype = config.dtype or torch.float32
+    rows = config.vocab_size
+    trained, rounded = _own_logits(checkpoint, dtype, reading.sequences, rows)
+    theirs, tied = _hf_logits(folder, torch.float32, reading.sequences)
+    float32 = compare(rounded, theirs)
+    as_saved = float32
+    if dtype != torch.float32:
+        as_saved = compare(trained, _hf_logits(folder, dtype, reading.sequences)[0])
+    return Parity(
         checkpoint=str(checkpoint.path),
         step=checkpoint.state.step,
-        text=origin,
-        tokens=sum(sequence.numel() for sequence in sequences),
+        source_sha256=digest,
+        family=config.model_type,
+        text=reading.origin,
+        tokens=reading.tokens,
         tolerance=TOLERANCE * max(1.0, float32.largest_logit),
         float32=float32,
         as_saved=as_saved,
         dtype=str(dtype).removeprefix("torch."),
+        vocabulary_rows=rows,
+        padded_rows_removed=model_config(checkpoint).vocab_size - rows,
+        embeddings_tied=tied,
+        tokenizer_sha256=None if tokenizer is None else tokenizer.fingerprint,
+        files=sorted(file.name for file in folder.iterdir()),
         transformers=transformers.__version__,
     )
+
+
+def _certified(parity: Parity, path: Path) -> Parity:
+    float32 = parity.float32
     if not float32.largest_difference <= parity.tolerance:  # NaN fails as well
         raise ConversionError(
-            f"the exported model differs from the trained one: logits by up to {float32.largest_difference:.3g} "
+            f"transformers' model differs from BigTrain's: logits by up to {float32.largest_difference:.3g} "
             f"(mean {float32.mean_difference:.3g}), allowed are {parity.tolerance:.3g}; nothing was written"
         )
-    (folder / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(asdict(parity), indent=2) + "\n", encoding="utf-8")
     return parity
-
-
-# ------------------------------------------------------------------------------------------------- the text
-
-
-def _texts(run: Path | None, tokenizer: Tokenizer, given: Path | None) -> tuple[str, list[str]]:
-    """Where text to compare on comes from, and enough of it."""
-    if given is not None:
-        try:
-            return str(given), _enough(iter([given.read_text(encoding="utf-8")]), tokenizer)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{given}: cannot be read as text ({error})") from None
-    config = run_config(run)
-    held_out = Path(config.data.validation) if config is not None and config.data.validation else None
-    if held_out is not None and held_out.is_dir():
-        return str(held_out), _enough(_documents(held_out, tokenizer), tokenizer)
-    library = Path(sysconfig.get_paths()["stdlib"])
-    sources = (path.read_text(encoding="utf-8", errors="replace") for path in sorted(library.glob("*.py")))
-    return "the Python standard library's source", _enough(sources, tokenizer)
-
-
-def _documents(path: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    dataset = open_dataset(path)
-    check_tokenizer(dataset, tokenizer)
-    for index in range(dataset.documents):
-        yield tokenizer.decode(dataset.document(index).tokens[:-1].tolist())
-
-
-def _enough(texts: Iterator[str], tokenizer: Tokenizer) -> list[str]:
-    found: list[str] = []
-    tokens = 0
-    for text in texts:
-        if not text:
-            continue
-        found.append(text[:_DOCUMENT_CHARACTERS])
-        tokens += len(tokenizer.encode(found[-1]))
-        if tokens >= SEQUENCES * SEQUENCE_LENGTH:
-            break
-    return found
-
-
-def _sequences(texts: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[Tensor]:
-    """The texts' tokens, each text with its end, cut into a few sequences: int64 [1, s]."""
-    ids = [i for tokens in tokenizer.encode_batch(list(texts)) for i in [*tokens, tokenizer.eos_id]]
-    length = min(SEQUENCE_LENGTH, longest)
-    cuts = range(0, min(len(ids), SEQUENCES * length), length)
-    return [torch.tensor([ids[start : start + length]]) for start in cuts]
 
 
 def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    options = {"add_special_tokens": False} if is_hugging_faces_own(tokenizer) else {}
     for text in texts:
-        ours, theirs = tokenizer.encode(text), exported(text, verbose=False)["input_ids"]
+        ours, theirs = tokenizer.encode(text), exported(text, verbose=False, **options)["input_ids"]
         if ours != theirs:
             at = next(i for i, pair in enumerate(zip([*ours, None], [*theirs, None], strict=False)) if len({*pair}) > 1)
             raise ConversionError(
-                f"the exported tokenizer gives other ids than {tokenizer.path}, first at token {at} "
-                f"({ours[at : at + 4]}, exported {theirs[at : at + 4]}) of {text[:40]!r}...; nothing was written"
+                f"transformers' tokenizer gives other ids than {tokenizer.path}, first at token {at} "
+                f"({ours[at : at + 4]}, there {theirs[at : at + 4]}) of {text[:40]!r}...; nothing was written"
             )
-
-
-# ----------------------------------------------------------------------------------------------- the models
 
 
 @torch.no_grad()
 def _own_logits(
-    checkpoint: Checkpoint, dtype: torch.dtype, sequences: Sequence[Tensor]
+    checkpoint: Checkpoint, dtype: torch.dtype, sequences: Sequence[Tensor], rows: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Of the trained model, and of the same with its weights rounded to the saved type; both compute in float32."""
+    device = compat.device()
+
+    def read(ids: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=device)[None]
+        return model(ids.to(device), positions, None)[0, :, :rows].cpu()
+
     with own_model(checkpoint) as model:
-        trained = [model(ids.to(compat.device()), None, None)[0].cpu() for ids in sequences]
+        trained = [read(ids) for ids in sequences]
         if dtype == torch.float32:
             return trained, trained
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))
-        return trained, [model(ids.to(compat.device()), None, None)[0].cpu() for ids in sequences]
+        return trained, [read(ids) for ids in sequences]
 
 
 @torch.no_grad()
-def _exported_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> list[Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(compat.device()).eval()
-    return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences]
+def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+    """And whether the model's output layer is its embedding."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
+    way = "eager" if capped else None
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
+    model = model.to(compat.device()).eval()
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
 
 
-def _compare(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Agreement:
+def compare(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Agreement:
     """Compare logits, lists of [s, vocab_size] in float32."""
     largest, means, kl, agree = [], [], [], []
     for expected, got in zip(reference, other, strict=True):

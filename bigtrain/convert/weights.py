@@ -1,80 +1,109 @@
 """A checkpoint's weights, read a box at a time on one process."""
 
-import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.files import read_metadata, reader
-from bigtrain.checkpoint.holdings import PREFIXES, Holding
-from bigtrain.checkpoint.planners import LoadPlanner, state_dict
-from bigtrain.errors import CheckpointError
+from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner
+from bigtrain.errors import BigTrainError, CheckpointError
 
 WEIGHTS = PREFIXES["weight"]
+VOCABULARY = frozenset({"embedding.word_embeddings.weight", "output_layer.weight"})
+"""Weights with a row for each token; the last rows may be padding."""
+
+
+class Weights:
+    """The weights in a checkpoint. Its list of tensors is read once; threads may read at the same time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises:
+        CheckpointError: The list of tensors cannot be read.
+        """
+        self._checkpoint = checkpoint
+        self._metadata = read_metadata(checkpoint)
+        self._reader = reader(checkpoint)
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name.removeprefix(WEIGHTS): tuple(entry.size)
+            for name, entry in self._metadata.state_dict_metadata.items()
+            if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+        }
+        """Name and global shape of every weight; the layers' weights are stacked along the first axis, those of
+        experts along the second."""
+
+    def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
+        """One weight, or the part of it with this index along its first axes: `(layer,)` or `(layer, expert)`.
+
+        Where it was written in one piece nothing is copied.
+
+        Returns:
+            float32, of the global shape, without the axes of the index.
+
+        Raises:
+            CheckpointError: A file is damaged.
+        """
+        shape = self.shapes[name]
+        inner = shape[len(index) :]
+        size = torch.Size((*(1 for _ in index), *inner))
+        offset = torch.Size((*index, *(0 for _ in inner)))
+        empty = torch.empty(size, device="meta")
+        whole: Tensor | None = None
+        for item, values in self._boxes(LoadPlanner([Holding(WEIGHTS + name, torch.Size(shape), offset, size, empty)])):
+            if values.shape == size:
+                return values.view(inner)
+            whole = torch.empty(size) if whole is None else whole
+            part = tuple(slice(at, at + count) for at, count in zip(item.dest_offsets, item.lengths, strict=True))
+            whole[part] = values
+        assert whole is not None, "the plan covers the box"
+        return whole.view(inner)
+
+    def fill(self, boxes: Sequence[Holding]) -> None:
+        """Fill boxes of the checkpoint's tensors, in this process alone.
+
+        Raises:
+            CheckpointError: A tensor or file is missing, damaged or of another shape.
+        """
+        planner = LoadPlanner(boxes)
+        for item, values in self._boxes(planner):
+            planner.resolve_tensor(item).copy_(values)
+
+    def _boxes(self, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Tensor]]:
+        try:
+            planner.set_up_planner({}, self._metadata, is_coordinator=True)
+            yield from self._reader.boxes(planner.create_local_plan())
+        except BigTrainError:
+            raise
+        except Exception as error:  # of what torch makes a tensor of
+            raise CheckpointError(f"cannot read {self._checkpoint.path}: {error}") from error
 
 
 def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of every weight; the layers' weights are stacked along the first axis.
+    """Name and global shape of every weight, as :class:`Weights` has them.
 
     Raises:
         CheckpointError: The list of tensors cannot be read.
     """
-    stored = read_metadata(checkpoint).state_dict_metadata
-    return {
-        name.removeprefix(WEIGHTS): tuple(entry.size)
-        for name, entry in stored.items()
-        if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata)
-    }
+    return Weights(checkpoint).shapes
 
 
-def read_weights(
-    checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], wanted: Sequence[tuple[str, int | None]]
-) -> dict[tuple[str, int | None], Tensor]:
-    """Read whole weights `(name, None)`, or those of one layer `(name, layer)`.
-
-    Args:
-        checkpoint: Where they lie.
-        shapes: As `weight_shapes` gives them.
-        wanted: Names, with the layer where the weight is stacked over layers.
+def read_weights(checkpoint: Checkpoint, wanted: Sequence[tuple[str, tuple[int, ...]]]) -> dict:
+    """Read whole weights `(name, ())`, or those of one layer `(name, (layer,))`, all into memory.
 
     Returns:
-        float32, of the global shape, without the axis of layers.
+        As :meth:`Weights.read` gives them.
 
     Raises:
         CheckpointError: A file is damaged.
     """
-    boxes = {key: _box(shapes[key[0]], *key) for key in wanted}
-    read_into(checkpoint, list(boxes.values()))
-    return {key: box.values if key[1] is None else box.values[0] for key, box in boxes.items()}
-
-
-def _box(shape: tuple[int, ...], name: str, layer: int | None) -> Holding:
-    size = shape if layer is None else (1, *shape[1:])
-    offset = (0,) * len(shape) if layer is None else (layer, *(0,) * (len(shape) - 1))
-    values = torch.empty(math.prod(size)).view(size)
-    return Holding(WEIGHTS + name, torch.Size(shape), torch.Size(offset), torch.Size(size), values)
+    weights = Weights(checkpoint)
+    return {key: weights.read(*key) for key in wanted}
 
 
 def read_into(checkpoint: Checkpoint, boxes: Sequence[Holding]) -> None:
-    """Fill boxes of the checkpoint's tensors, in this process alone.
-
-    Raises:
-        CheckpointError: A tensor or file is missing, damaged or of another shape.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-            dcp.load(
-                state_dict(boxes),
-                storage_reader=reader(checkpoint),
-                planner=LoadPlanner(boxes),
-                no_dist=True,
-            )
-    except dcp.api.CheckpointException as error:
-        causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
-        raise CheckpointError(f"cannot read {checkpoint.path}: {causes}") from error
+    """Fill boxes of the checkpoint's tensors, as :meth:`Weights.fill`."""
+    Weights(checkpoint).fill(boxes)

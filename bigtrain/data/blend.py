@@ -19,6 +19,7 @@ import heapq
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,6 +47,10 @@ class Blend:
         self._block_size = max(_LEAST_BLOCK, 4 * int(1 / smallest))
         self._border = functools.lru_cache(maxsize=16)(self._find_border)
         self._block = functools.lru_cache(maxsize=8)(self._find_block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the other ranks, without what is kept of the order."""
+        return Blend, (self.shares,)
 
     def counts(self, position: int) -> list[int]:
         """Samples of each source at the positions below `position`."""

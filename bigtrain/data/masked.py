@@ -7,11 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bigtrain.data.mixture import Mixture
 from bigtrain.data.objectives import mask_tokens, rng_at
 from bigtrain.data.packing import Rows
-from bigtrain.data.samples import Samples
-from bigtrain.data.tokenizer import Tokenizer
+from bigtrain.data.samples import TokenSource
+from bigtrain.data.tokenizer import Vocabulary
 from bigtrain.errors import DataError
 
 SentenceObjective = Literal["none", "next", "order"]
@@ -82,8 +81,8 @@ class MaskedSamples:
 
     def __init__(
         self,
-        samples: Samples | Mixture,
-        tokenizer: Tokenizer,
+        samples: TokenSource,
+        vocabulary: Vocabulary,
         *,
         seed: int,
         sequence_length: int,
@@ -98,10 +97,10 @@ class MaskedSamples:
         self.sequence_length = sequence_length
         self.sentence_objective = sentence_objective
         self._seed, self._probability = seed, probability
-        self._frame = frame_tokens(tokenizer.special_tokens)
-        self._special_ids = sorted({*tokenizer.special_tokens.values(), tokenizer.eos_id})
-        self._eos_id, self._vocab_size = tokenizer.eos_id, tokenizer.vocab_size
-        self._begins_word = tokenizer.word_starts() if whole_words else None
+        self._frame = frame_tokens(vocabulary.special_tokens)
+        self._special_ids = sorted({*vocabulary.special_tokens.values(), vocabulary.eos_id})
+        self._eos_id, self._vocab_size = vocabulary.eos_id, vocabulary.vocab_size
+        self._begins_word = vocabulary.word_starts() if whole_words else None
 
     def read(self, positions: ArrayLike) -> MaskedRows:
         """The samples at `positions` [n]. Raises DataError: a shard is damaged."""

@@ -94,6 +94,10 @@ class RemoteFolder:
         self._retry = retry
         self._first_contact = replace(retry, attempts=min(retry.attempts, _FIRST_CONTACT))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the other ranks, each with a connection of its own."""
+        return _reconnect, (str(self.path), self._retry)
+
     def read(self, name: str) -> bytes:
         """A small file, whole."""
         return self._insist(name, lambda: self._fs.cat_file(self._at(name)), self._first_contact)
@@ -195,6 +199,10 @@ class RemoteFolder:
                 )
             _pause(wait, stop)
             attempt += 1
+
+
+def _reconnect(url: str, retry: Retry) -> RemoteFolder:
+    return RemoteFolder(remote_place(url), retry)
 
 
 def _pause(seconds: float, stop: threading.Event | None) -> None:

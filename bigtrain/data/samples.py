@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,6 +73,11 @@ class Samples:
                 f"{dataset.path}: its {dataset.tokens} tokens do not fill one sample of training.sequence_length "
                 f"{sequence_length} and its target; it needs {sequence_length + 1}"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the other ranks, without what is kept of the order."""
+        remake = functools.partial(Samples, window=self.window, packing=self.packing)
+        return remake, (self.dataset, self.sequence_length, self.seed, self.shuffle)
 
     def __len__(self) -> int:
         """Samples in one epoch."""

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from bigtrain.errors import DataError
 
 LOOKED_AT = 10_000
 """Shards up to which their sizes are asked for at the start: a file system that spans a cluster answers a few
-thousand such questions a second, and every process asks."""
+thousand such questions a second."""
 
 _OPEN_SHARDS = 256
 """Maps kept open by a dataset; each holds a file descriptor, of which a process often has 1,024."""
@@ -69,6 +69,10 @@ class TokenDataset:
         self._document_starts = _starts(shards.documents)
         self._remote = remote
         self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the other ranks: what is known of the files, and none of the maps."""
+        return TokenDataset, (self.path, self.manifest, self._remote)
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens `start` … `start + length - 1` of the stream, in the dataset's dtype.

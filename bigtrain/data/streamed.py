@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bigtrain.data.cache import Cache
 from bigtrain.data.manifest import Manifest, by_column
@@ -28,6 +28,10 @@ class RemoteShards:
         self._cache = cache
         self._prefetcher = Prefetcher(self._fetch_ahead)
         cache.check_room_for(int(by_column(manifest.shards).size_bytes.max(initial=0)), str(folder.path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the other ranks, each with a thread of its own."""
+        return RemoteShards, (self._folder, self._manifest, self._cache)
 
     def shard(self, number: int, stop: threading.Event | None = None) -> AbstractContextManager[Path]:
         """The file of a shard, which stays there while the block lasts. Raises DataError, and Cancelled by `stop`."""

@@ -30,19 +30,27 @@ Span = tuple[int, int]
 """The first character, and the one after the last."""
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
+class Vocabulary(Protocol):
+    """What there is to know of token ids."""
 
-    path: Path
-    """The file it was read from."""
-    fingerprint: str
-    """SHA-256 of the copy that `copy_tokenizer` makes, in hexadecimal: equal fingerprints, equal ids."""
     vocab_size: int
     """Every id is below it."""
     eos_id: int
     """The token that ends every document of a dataset."""
     special_tokens: dict[str, int]
     """The ids of tokens that stand for no text, by name: ends, masks, sentinels, markers of a chat."""
+
+    def word_starts(self) -> np.ndarray:
+        """Which tokens begin a word, as the vocabulary marks them: bool [vocab_size]. Special tokens do."""
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """Text to token ids and back."""
+
+    path: Path
+    """The file it was read from."""
+    fingerprint: str
+    """SHA-256 of the copy that `copy_tokenizer` makes, in hexadecimal: equal fingerprints, equal ids."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens."""
@@ -55,9 +63,6 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are spelled out by Hugging Face tokenizers and silent in SentencePiece."""
-
-    def word_starts(self) -> np.ndarray:
-        """Which tokens begin a word, as the vocabulary marks them: bool [vocab_size]. Special tokens do."""
 
 
 class SentencePieceTokenizer:
@@ -179,6 +184,10 @@ class TiktokenTokenizer:
 _NAMES = ("tokenizer.json", "tokenizer.model", f"tokenizer{ranks.WHOLE}")
 
 
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+"""Files of a Hugging Face tokenizer that say more about it, and how its model likes to be asked."""
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a file, or in a folder that holds `tokenizer.json`, `tokenizer.model` or one `*.tiktoken`.
 
@@ -197,8 +206,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
-    """Copy the tokenizer's file, and the `tokenizer_config.json` beside it that may name its
-    end-of-document token, into `folder`, where `load_tokenizer(folder)` finds it. Returns the file's name there."""
+    """Copy the tokenizer's file, and what lies beside it (the `tokenizer_config.json` that may name its end-of-document
+    token, a chat template), into `folder`, where `load_tokenizer(folder)` finds it. Returns the file's name there."""
     if isinstance(tokenizer, TiktokenTokenizer):
         name = f"tokenizer{ranks.WHOLE}"
         (folder / name).write_bytes(tokenizer.definition.whole())
@@ -206,9 +215,9 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     is_json = isinstance(tokenizer, HuggingFaceTokenizer)
     name = "tokenizer.json" if is_json else "tokenizer.model"
     shutil.copyfile(tokenizer.path, folder / name)
-    config = tokenizer.path.with_name("tokenizer_config.json")
-    if is_json and config.is_file():
-        shutil.copyfile(config, folder / config.name)
+    for beside in _BESIDE if is_json else ():
+        if (file := tokenizer.path.with_name(beside)).is_file():
+            shutil.copyfile(file, folder / beside)
     return name
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.checkpoint import store
+from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import Config
 from bigtrain.evaluate.score import score
 from bigtrain.finetune.batches import TaskBatches
@@ -35,16 +36,18 @@ def finetune(config: Config) -> int:
 
 
 def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
-    """The model with the task's head, and the weights of `finetune.init` below it."""
+    """The model with the task's head."""
     if config.finetune.task == "sequence_to_sequence":
         build: Any = build_model
     else:
         build = partial(build_with_head, outputs=inputs.outputs)
-    engine = Engine(config, layout, build)
-    if inputs.init is not None and inputs.checkpoint is None:
-        pools = inputs.init.model.get("add_pooling_layer", False)
-        store.load_weights(inputs.init, engine, but=[HEAD] if pools else [HEAD, POOLER])
-    return engine
+    return Engine(config, layout, build)
+
+
+def load_below_head(initial: Checkpoint, engine: Engine) -> None:
+    """Fill the engine with the weights of `finetune.init`, which has no such head. All ranks call it."""
+    pools = initial.model.get("add_pooling_layer", False)
+    store.load_weights(initial, engine, but=[HEAD] if pools else [HEAD, POOLER])
 
 
 def judge(run: Run) -> bool:
@@ -103,6 +106,7 @@ def _is_done(config: Config, inputs: TaskInputs) -> bool:
 PURPOSE = Purpose(
     open=open_task,
     engine=task_engine,
+    begin=load_below_head,
     samples=lambda config, inputs: TaskBatches(inputs.train, config, shuffle=True),
     validate=judge,
     settled=resolved,

@@ -10,7 +10,7 @@ from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import Config, load_config
 from bigtrain.config.load import said
-from bigtrain.config.reading import Layer
+from bigtrain.config.reading import STANDARD_INPUT, Layer
 from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
 from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
@@ -34,8 +34,8 @@ class TaskInputs:
     outputs: int
     """Numbers that the head gives."""
     tokenizer: Tokenizer
-    init: Checkpoint | None
     checkpoint: Checkpoint | None
+    initial: Checkpoint | None
     data_identity: dict[str, Any]
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class TaskInputs:
 
     def told(self) -> dict[str, Any]:
         """For the event of the start."""
-        return {"init": str(self.init.path) if self.init else None, "examples": len(self.train.examples)}
+        return {"examples": len(self.train.examples)}
 
     def notes(self) -> list[str]:
         """What the user must know of the examples."""
@@ -56,6 +56,8 @@ def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: It cannot be read, or there is no such checkpoint.
     """
+    if path == STANDARD_INPUT:  # from a process that has made it whole
+        return load_config(path, overrides)
     tree = said(path, overrides).get("finetune")
     init = tree.get("init") if isinstance(tree, dict) else None
     if not isinstance(init, str):
@@ -101,8 +103,9 @@ def open_task(config: Config) -> TaskInputs:
         "seed": config.training.seed,
     }
     outputs = {"regression": 1, "question_answering": 2}.get(options.task or "", len(labels))
-    checkpoint = checkpoint_to_resume(config, identity)
-    return TaskInputs(encoded, held_out, labels, outputs, tokenizer, init, checkpoint, identity)
+    resumed = checkpoint_to_resume(config, identity)
+    initial = None if resumed else init
+    return TaskInputs(encoded, held_out, labels, outputs, tokenizer, resumed, initial, identity)
 
 
 def resolved(config: Config, inputs: TaskInputs) -> Config:

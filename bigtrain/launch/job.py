@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from bigtrain.config import Config, validate
+from bigtrain.config import Config, to_yaml, validate
 from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError, LaunchError
 from bigtrain.launch import slurm
 from bigtrain.launch.checkup import checkup
@@ -94,7 +94,8 @@ def supervise(config: Config, words: Sequence[str], given: Allocation) -> int:
 
     Args:
         config: The run's.
-        words: Of the command, after `bigtrain`, as every node is to start it, without `--nproc`.
+        words: Of the command, after `bigtrain`, as every node is to start it, without `--nproc`. Each finds the
+            configuration on its standard input.
         given: The job's nodes.
 
     Returns:
@@ -115,7 +116,7 @@ def supervise(config: Config, words: Sequence[str], given: Allocation) -> int:
     if nodes is None:
         _record_fault(output_dir, None, given.nodes, given)
     while nodes is not None:
-        code = _run_step(given, nodes, words)
+        code = _run_step(given, nodes, words, to_yaml(config))
         if code in (0, EXIT_USER_ERROR):
             return code
         if code == EXIT_REQUEUE or (output_dir / STOP).exists():  # a signal may have ended what was just starting
@@ -148,8 +149,8 @@ def _fit(config: Config, given: Allocation) -> list[str]:
     return [node for node in given.nodes if node not in report.bad_nodes]
 
 
-def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str]) -> int:
-    """Start the launchers and wait until they have ended.
+def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str], stdin: str) -> int:
+    """Start the launchers, hand `stdin` to each, and wait until they have ended.
 
     `--wait`: when one node's launcher has ended, the others get 15 seconds: after a fault their processes may wait
     for ever for those that are gone. After an orderly stop all end at once: they meet for the last time when everything
@@ -157,7 +158,9 @@ def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str]) -> 
     """
     step = slurm.step(nodes, "--wait=15", *given.srun_options)
     launcher = [*given.python, "-m", "bigtrain", *words, "--nproc", str(given.nproc)]
-    code = subprocess.Popen([*step, *launcher]).wait()
+    process = subprocess.Popen([*step, *launcher], stdin=subprocess.PIPE)
+    process.communicate(stdin.encode())  # srun gives it to all of its tasks
+    code = process.returncode
     return 128 - code if code < 0 else code
 
 

@@ -13,7 +13,9 @@ SIGTERM, where writing a checkpoint may take longer, and dies of SIGUSR1.
                                             SIGKILL after a grace
     launcher   dies                     ->  the kernel kills the workers
 
-When all have ended the fault that came first is told, as the last thing on the terminal (`ending`).
+When all have ended the fault that came first is told, as the last thing on the terminal (`ending`). The logs of all but
+the node's first worker lie on its own disk, and come to the run's folder when one has failed: of thousands of processes
+that have nothing to tell, a shared file system has no thousands of files to hold.
 """
 
 import ctypes
@@ -21,6 +23,7 @@ import math
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,10 +39,12 @@ from typing import BinaryIO
 from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError
 from bigtrain.launch.ending import Ending, first_fault, obituary, oom_kills, state_of
 from bigtrain.launch.environment import World
-from bigtrain.training import faults
+from bigtrain.training import faults, records
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_STDIN = "stdin"
+_UNPLACED = "unplaced"
 _LIBC = ctypes.CDLL(None)
 
 
@@ -48,7 +53,7 @@ class _Worker:
     rank: int
     process: subprocess.Popen[bytes]
     log: Path | None
-    """Where its output goes; None: to the launcher's own."""
+    """Where its output goes, or went in the end; None: to the launcher's own."""
     log_start: int
     """Bytes that were in the log before this start."""
     seen: float = 0.0
@@ -81,12 +86,14 @@ def run_workers(
     *,
     log_dir: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: str = "",
     grace_seconds: float = 10.0,
 ) -> int:
     """Run `command` in `world.nproc` processes of this node and wait until all have ended.
 
     Each finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
-    and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal.
+    and OMP_NUM_THREADS where it was not set: its share of the cores. Rank 0 has the launcher's terminal, the others a
+    log, which `training.records.LOG` names.
     If a worker fails, what it met goes to stderr when all have ended: what it put down itself (`training.faults`),
     else the last lines of its log, after a line that says which it was. To be called from the
     main thread: it handles signals.
@@ -94,8 +101,10 @@ def run_workers(
     Args:
         command: The program and its arguments.
         world: Which processes to start, and where rank 0 listens.
-        log_dir: Folder of the other ranks' output, `rank-00001.log` and so on, appended to; None: the terminal.
+        log_dir: Folder of the other ranks' output, `rank-00001.log` and so on, appended to: by the first of a node
+            at once, by its others when a worker has failed. None: the terminal.
         env: The environment to start from; None: this process's.
+        stdin: What each finds on its standard input.
         grace_seconds: From a failure to SIGKILL, for the workers it leaves behind.
 
     Returns:
@@ -108,19 +117,34 @@ def run_workers(
     watch = _Watch()
     workers: list[_Worker] = []
     ooms_before = oom_kills()
-    with tempfile.TemporaryDirectory(prefix="bigtrain-") as folder, _signals() as next_signals:
+    with _scratch() as folder, _signals() as next_signals:
+        (folder / _STDIN).write_text(stdin, encoding="utf-8")
+        common = {**(os.environ if env is None else env), faults.FOLDER: str(folder)}
         try:
-            for environment in _environments(world, {**(os.environ if env is None else env), faults.FOLDER: folder}):
+            for environment in _environments(world, common):
                 workers.append(_start(command, environment, log_dir))  # noqa: PERF401 (known to `finally` one by one)
             _supervise(workers, watch, next_signals, grace_seconds)
         finally:
             _kill(workers)  # where an exception came between
             for worker in workers:
                 worker.process.wait()
-        endings = _endings(workers, Path(folder))
+        if log_dir is not None and (watch.failed or watch.killed):
+            _keep_logs(workers, log_dir)
+        endings = _endings(workers, folder)
     if watch.failed and not watch.killed:
         return _report(endings, watch, world.nnodes, oom_kills() - ooms_before)
     return _exit_code(endings, watch)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder on the node's own disk for what is needed until the end. It stays if it has logs that found no place."""
+    folder = Path(tempfile.mkdtemp(prefix="bigtrain-"))
+    try:
+        yield folder
+    finally:
+        if not (folder / _UNPLACED).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environments(world: World, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -153,15 +177,22 @@ def _free_port() -> int:
 
 def _start(command: Sequence[str], environment: dict[str, str], log_dir: Path | None) -> _Worker:
     rank = int(environment["RANK"])
-    log = log_dir / f"rank-{rank:05d}.log" if log_dir is not None and rank > 0 else None
+    scratch = Path(environment[faults.FOLDER])
+    environment.pop(records.LOG, None)
+    log = None
+    if log_dir is not None and rank > 0:
+        is_first = environment["LOCAL_RANK"] == "0"
+        log = (log_dir if is_first else scratch) / f"rank-{rank:05d}.log"
+        environment[records.LOG] = str(log)
     output = _open_log(log) if log is not None else None
     log_start = output.tell() if output is not None else 0
     launcher = os.getpid()
+    stdin = (scratch / _STDIN).open("rb")
     try:
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
             start_new_session=True,  # Ctrl-C reaches the launcher alone, and so each worker once
@@ -170,6 +201,7 @@ def _start(command: Sequence[str], environment: dict[str, str], log_dir: Path | 
     except OSError as error:
         raise ConfigError(f"cannot start {command[0]}: {error.strerror}") from None
     finally:
+        stdin.close()
         if output is not None:
             output.close()
     return _Worker(rank, process, log, log_start)
@@ -269,6 +301,23 @@ def _kill(workers: Iterable[_Worker]) -> None:
     for worker in workers:
         if worker.process.poll() is None:
             os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+def _keep_logs(workers: Iterable[_Worker], log_dir: Path) -> None:
+    """Add the logs of this start that lie on the node's own disk to those of the run."""
+    for worker in workers:
+        if worker.log is None or worker.log.parent == log_dir:
+            continue
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            with worker.log.open("rb") as own, (log_dir / worker.log.name).open("ab") as kept:
+                log_start = kept.tell()
+                shutil.copyfileobj(own, kept)
+        except OSError as error:
+            (worker.log.parent / _UNPLACED).touch()
+            sys.stderr.write(f"{log_dir} cannot be written: {error.strerror}; {worker.log} stays\n")
+        else:
+            worker.log, worker.log_start = log_dir / worker.log.name, log_start
 
 
 def _endings(workers: Iterable[_Worker], folder: Path) -> list[Ending]:

@@ -77,7 +77,7 @@ def _missing(run: Path, rank: int | None, path: Path) -> str:
     if rank is not None:
         logs = sorted(run.glob("logs/rank-*.log"))
         known = f"there are {len(logs)} logs, {logs[0].name} to {logs[-1].name}" if logs else "there is no log yet"
-        return f"{path} is not there: {known}"
+        return f"{path} is not there: {known}. Ranks that are not the first of their node keep theirs until one fails"
     job = newest_job(run)
     state = next((told.state for told in slurm.jobs([job.id]).values()), "not known to Slurm any more")
     return f"{path} is not there: job {job.id} is {state}"

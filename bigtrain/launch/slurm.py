@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.errors import LaunchError
+from bigtrain.training import faults, records
 
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
@@ -117,7 +118,7 @@ def clean(env: Mapping[str, str]) -> dict[str, str]:
     """
     if "SLURM_JOB_ID" not in env:
         return dict(env)
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", faults.FOLDER, records.LOG}
     return {
         name: value
         for name, value in env.items()

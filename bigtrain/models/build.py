@@ -14,12 +14,14 @@ group, and `sequence_parallel` where each process of that group sees a part of t
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from bigtrain.config import Config
-from bigtrain.errors import ConfigError
 from bigtrain.models.bert import Bert, build_bert
 from bigtrain.models.gpt import GPT, build_gpt
+from bigtrain.models.t5 import T5, build_t5, relative_tables
 
-Chunk = GPT | Bert
+Chunk = GPT | Bert | T5
 
 
 def build_model(config: Config) -> Sequence[Chunk]:
@@ -32,4 +34,11 @@ def build_model(config: Config) -> Sequence[Chunk]:
         return build_gpt(config)
     if config.model.architecture == "bert":
         return build_bert(config)
-    raise ConfigError(f"model.architecture={config.model.architecture} cannot be trained yet")
+    return build_t5(config)
+
+
+def tables_of_stages(chunks: Sequence[Chunk]) -> list[nn.Parameter | None]:
+    """Parameters, all of one shape, that several stages of the pipeline may hold a copy of, in the same order on all of
+    them; None for one that is not on this process. A copy whose stage is not its first is marked `is_stage_copy`."""
+    t5 = [chunk for chunk in chunks if isinstance(chunk, T5)]
+    return relative_tables(t5) if t5 else []

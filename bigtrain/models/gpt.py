@@ -1,28 +1,30 @@
-"""GPT: decoder-only transformers from GPT-2 to Llama, by configuration."""
+"""GPT: decoder-only transformers from GPT-2 to Gemma-3, by configuration."""
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.data.loader import CausalBatch
 from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.experts import experts_config, experts_spec
+from bigtrain.models.layer import Layer
 from bigtrain.models.losses import token_losses
-from bigtrain.models.norm import Norm
+from bigtrain.models.norm import HeadNorm, KeyNorm, Norm, QueryNorm
+from bigtrain.models.rope import attention_factor, rotary
 from bigtrain.models.stages import layers_per_chunk
 
 ACTIVATIONS = {
@@ -31,11 +33,26 @@ ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+QK_NORMS = {"none": (IdentityOp, IdentityOp), "head": (HeadNorm, HeadNorm), "projection": (QueryNorm, KeyNorm)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class GPT(GPTModel):
-    """Megatron-core's GPT with a loss that does not pay for a split vocabulary where there is none."""
+    """Megatron-core's GPT with what some families do to embeddings, positions and logits, and a loss that does not pay
+    for a split vocabulary where there is none."""
+
+    def __init__(
+        self, config: TransformerConfig, spec: TransformerBlockSubmodules, model: ModelConfig, **kwargs: Any
+    ) -> None:
+        super().__init__(config, spec, **kwargs)
+        if model.position_embedding == "rope":
+            self.rotary_pos_emb = rotary(
+                model, use_cpu_initialization=config.use_cpu_initialization, cp_group=self.pg_collection.cp
+            )
+        if model.scale_embeddings and self.pre_process:
+            self.embedding.register_forward_hook(partial(_scale, factor=math.sqrt(model.hidden_size)))
+        if model.final_logit_softcapping is not None and self.post_process:
+            self.output_layer.register_forward_hook(partial(_cap, cap=model.final_logit_softcapping))
 
     def losses(self, batch: CausalBatch) -> Tensor:
         """Those of the batch's targets, float32 [b, s]; hidden states before the last stage."""
@@ -60,6 +77,15 @@ def _documents(batch: CausalBatch) -> PackedDocuments | None:
     return None if batch.documents is None else PackedDocuments(batch.documents)
 
 
+def _scale(module: nn.Module, args: Any, embedded: Tensor, factor: float) -> Tensor:
+    return embedded * embedded.new_tensor(factor)  # rounded to the type, as in transformers
+
+
+def _cap(module: nn.Module, args: Any, output: tuple[Tensor, None], cap: float) -> tuple[Tensor, None]:
+    """Logits, and the bias that an output layer does not have."""
+    return cap * torch.tanh(output[0].float() / cap), output[1]
+
+
 def build_gpt(config: Config) -> list[GPT]:
     """This process's part of the model: one :class:`GPT` per chunk of layers.
 
@@ -67,6 +93,10 @@ def build_gpt(config: Config) -> list[GPT]:
     `training.precision`, and hold nothing yet: see :mod:`bigtrain.models.initialize`.
     """
     transformer = transformer_config(config)
+    if (factor := attention_factor(config.model)) != 1:
+        # Megatron-core takes it from these, as (0.1 mscale ln(scale) + 1) / (0.1 mscale_all_dim ln(scale) + 1).
+        transformer.yarn_rotary_scaling_factor = math.e
+        transformer.yarn_mscale, transformer.yarn_mscale_all_dim = (factor - 1) / 0.1, 0.0
     virtual = config.parallel.virtual_pipeline if config.parallel.virtual_pipeline > 1 else None
     return [_chunk(config, transformer, None if virtual is None else stage) for stage in range(virtual or 1)]
 
@@ -77,43 +107,45 @@ def _chunk(config: Config, transformer: TransformerConfig, vp_stage: int | None)
     return GPT(
         transformer,
         TransformerBlockSubmodules(layer_specs=[layer_spec(model)] * layers, layer_norm=Norm),
+        model,
         vocab_size=model.vocab_size,
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="rope" if model.position_embedding == "rope" else "learned_absolute",
-        rotary_base=model.rope_theta,
         parallel_output=True,
         vp_stage=vp_stage,
     )
 
 
 def layer_spec(model: ModelConfig) -> ModuleSpec:
-    """One pre-norm decoder layer: Megatron-core's parallel linear layers around our norm and attention."""
+    """One decoder layer: Megatron-core's parallel linear layers around our norms and attention."""
+    norm_before = IdentityOp if model.norm_placement == "after" else Norm
+    query_norm, key_norm = QK_NORMS[model.qk_norm]
+    core = partial(CoreAttention, windows=model.windows, softcap=model.attn_logit_softcapping)
     feed_forward = ModuleSpec(
         module=MLP,
         submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Layer,
+        params={"model": model},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=Norm,
+            input_layernorm=norm_before,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
-                    core_attention=CoreAttention,
+                    core_attention=core,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=query_norm,
+                    k_layernorm=key_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=Norm,
+            pre_mlp_layernorm=norm_before,
             mlp=feed_forward if model.num_experts is None else experts_spec(model),
-            mlp_bda=get_bias_dropout_add,
         ),
     )
 
@@ -123,7 +155,7 @@ def transformer_config(config: Config) -> TransformerConfig:
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.precision]
     return TransformerConfig(
-        num_layers=model.num_hidden_layers,
+        num_layers=model.num_hidden_layers + model.decoder_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.kv_heads,
@@ -135,6 +167,9 @@ def transformer_config(config: Config) -> TransformerConfig:
         add_qkv_bias=model.qkv_bias,
         normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
         layernorm_epsilon=model.norm_eps,
+        qk_layernorm=model.qk_norm != "none",
+        layernorm_zero_centered_gamma=model.zero_centered_norm,
+        softmax_scale=None if model.query_pre_attn_scalar is None else model.query_pre_attn_scalar**-0.5,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.tensor,

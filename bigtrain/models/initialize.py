@@ -21,10 +21,11 @@ ROWS_PER_BLOCK = 256
 
 @torch.no_grad()
 def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfig, seed: int) -> None:
-    """Fill every parameter: norms with ones, biases with zeros, the rest with N(0, std^2).
+    """Fill every parameter: norms with ones, or where one is added to them with zeros, biases with zeros, the rest with
+    N(0, std^2).
 
     std is `initializer_range`, and for GPT's projections that write into the residual stream
-    `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3).
+    `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3). T5 has its own, see `_t5_std`.
     """
     for sharded in parameters:
         flat = sharded.parameter.data.view(-1)
@@ -37,11 +38,34 @@ def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
     if box.key.endswith("bias"):
         return torch.zeros(box.shape)
     if "norm" in box.key:
-        return torch.ones(box.shape)
+        return torch.zeros(box.shape) if model.zero_centered_norm else torch.ones(box.shape)
+    if model.architecture == "t5":
+        return normal_box(box, seed) * _t5_std(box, model)
     std = model.initializer_range
     if model.architecture == "gpt" and box.key.endswith(("linear_proj.weight", "linear_fc2.weight")):
         std /= math.sqrt(2 * model.num_hidden_layers)
     return normal_box(box, seed).mul_(std)
+
+
+def _t5_std(box: Box, model: ModelConfig) -> Tensor | float:
+    """Of T5's code, which scales neither scores nor the residual stream: a number, or one for each row [rows, 1].
+
+    1 for the embeddings, else 1 / sqrt(columns of the matrix), and for queries that times 1 / sqrt(head size). The
+    untied output layer follows the rule too, as in T5X; in `transformers` it has 1, and the loss begins above 20.
+    """
+    std = box.global_shape[-1] ** -0.5
+    name = box.key.removesuffix(".weight")
+    if name.endswith("word_embeddings"):
+        return 1.0
+    if name.endswith("relative_attention_bias"):
+        return model.hidden_size**-0.5
+    if name.endswith("linear_q"):
+        return std * model.head_size**-0.5
+    if name.endswith("linear_qkv"):  # of each head queries, keys and values
+        rows = torch.arange(box.offset[-2], box.offset[-2] + box.shape[-2])
+        is_query = rows % (3 * model.head_size) < model.head_size
+        return torch.where(is_query, std * model.head_size**-0.5, std)[:, None]
+    return std
 
 
 def normal_box(box: Box, seed: int) -> Tensor:

@@ -8,6 +8,8 @@ from bigtrain.config.schema import Config, ModelConfig
 
 def parameter_count(model: ModelConfig) -> int:
     """Trainable parameters, exactly: what `sum(p.numel())` gives on one process, tied weights once."""
+    if model.architecture == "t5":
+        return _t5_parameters(model)
     hidden = model.hidden_size
     experts = (model.num_experts or 1) * _feed_forward(model) + _router(model)
     matrices = model.num_hidden_layers * (_attention(model) + experts) + model.vocab_size * hidden
@@ -15,9 +17,10 @@ def parameter_count(model: ModelConfig) -> int:
         matrices += model.vocab_size * hidden
     if model.position_embedding == "learned":
         matrices += model.max_position_embeddings * hidden
-    norm = 2 * hidden if model.normalization == "layernorm" else hidden
+    vectors = _layer_biases(model) + _layer_norms(model)
+    norm = _norm(model, hidden)
     # The last norm is before the output layer, and BERT's is after the embedding.
-    return matrices + model.num_hidden_layers * (_layer_biases(model) + 2 * norm) + norm + _bert_only(model, norm)
+    return matrices + model.num_hidden_layers * vectors + norm + _bert_only(model, norm)
 
 
 def predicted_share(config: Config) -> float:
@@ -33,7 +36,8 @@ def flops_per_token(model: ModelConfig, sequence_length: int, predicted: float =
     layer (tied or not), but neither embeddings, which are looked up, nor norms and biases; of experts
     those that a token meets. The second term is
     attention's scores and weighted sum over all T = `sequence_length` positions: the causal half that a good
-    kernel leaves out is counted all the same, as PaLM does. Recomputed activations are not counted.
+    kernel leaves out is counted all the same, as PaLM does. In a layer with a sliding window, T is its size, if that
+    is less. Recomputed activations are not counted.
 
     Args:
         model: The shape; L is its `num_hidden_layers`, H its `num_attention_heads`, Q its head size.
@@ -45,9 +49,10 @@ def flops_per_token(model: ModelConfig, sequence_length: int, predicted: float =
 
 
 def layer_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
-    """One block's part of :func:`flops_per_token`."""
+    """One block's part of :func:`flops_per_token`, the mean over the blocks."""
     met = (model.num_experts_per_tok if model.num_experts else 1) * _feed_forward(model) + _router(model)
-    scores = model.num_attention_heads * model.head_size * sequence_length
+    seen = [min(window or sequence_length, sequence_length) for window in model.windows]
+    scores = model.num_attention_heads * model.head_size * sum(seen) / len(seen)
     return 6.0 * (_attention(model) + met) + 12.0 * scores
 
 
@@ -65,6 +70,29 @@ def _bert_only(model: ModelConfig, norm: int) -> int:
     dense = hidden * hidden + hidden
     pooler = dense + 2 * hidden + 2 if model.add_pooling_layer else 0
     return model.type_vocab_size * hidden + dense + norm + model.vocab_size + pooler
+
+
+def _t5_parameters(model: ModelConfig) -> int:
+    """A decoder's layer has a second attention and its norm, and each stack a final norm and a table of positions."""
+    hidden = model.hidden_size
+    layers = model.num_hidden_layers + model.decoder_layers
+    blocks = layers * (_attention(model) + _feed_forward(model) + 2 * hidden)
+    crossing = model.decoder_layers * (_attention(model) + hidden)
+    tables = 2 * model.relative_attention_num_buckets * model.num_attention_heads
+    embeddings = (1 if model.tie_word_embeddings else 2) * model.vocab_size * hidden
+    return blocks + crossing + 2 * hidden + tables + embeddings
+
+
+def t5_flops(model: ModelConfig, inputs: int, targets: int) -> tuple[float, float, float]:
+    """FLOPs to train on a sample of so many tokens: those of a layer of the encoder, of one of the decoder, and of the
+    output layer; counted as :func:`flops_per_token` counts them."""
+    heads = model.num_attention_heads * model.head_size
+    weights = 6.0 * (_attention(model) + _feed_forward(model))
+    encoder = inputs * (weights + 12.0 * heads * inputs)
+    # Across, queries and the output are of the targets, keys and values of the inputs.
+    crossing = 3.0 * _attention(model) * (targets + inputs) + 12.0 * heads * inputs * targets
+    decoder = targets * (weights + 12.0 * heads * targets) + crossing
+    return encoder, decoder, targets * output_flops_per_token(model)
 
 
 def _attention(model: ModelConfig) -> int:
@@ -86,3 +114,16 @@ def _layer_biases(model: ModelConfig) -> int:
     if model.linear_bias:
         return qkv + model.hidden_size + (2 if model.gated_mlp else 1) * model.ffn_size + model.hidden_size
     return qkv if model.qkv_bias else 0
+
+
+def _layer_norms(model: ModelConfig) -> int:
+    norms = (4 if model.norm_placement == "around" else 2) * _norm(model, model.hidden_size)
+    if model.qk_norm == "head":
+        return norms + 2 * _norm(model, model.head_size)
+    if model.qk_norm == "projection":
+        return norms + (model.num_attention_heads + model.kv_heads) * model.head_size
+    return norms
+
+
+def _norm(model: ModelConfig, width: int) -> int:
+    return 2 * width if model.normalization == "layernorm" else width

@@ -21,7 +21,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch
-from bigtrain.models.build import Chunk, build_model
+from bigtrain.models.build import Chunk, build_model, tables_of_stages
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.experts import take_router_losses
 from bigtrain.models.initialize import initialize_weights
@@ -72,6 +72,7 @@ class Engine:
         self.parameters: list[ShardedParameter] = sharded_parameters(chunks)
         initialize_weights(self.parameters, config.model, config.training.seed)
         self.tied_weight = _mark_for_norm(chunks, layout)
+        self.stage_tables = tables_of_stages(chunks) if layout.pipeline > 1 else []
         self.zero = _deepspeed(config, layout, chunks)
         self.chunks = [_Chunk(self.zero, i, chunk) for i, chunk in enumerate(chunks)]
 
@@ -194,11 +195,15 @@ class Engine:
 
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
-        if self.layout.sequence:
-            norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
+        norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
+        if norms:
             _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
         if self.tied_weight is not None:
             _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())
+        if self.stage_tables:
+            held = next(_gradient(table) for table in self.stage_tables if table is not None)
+            gradients = [torch.zeros_like(held) if t is None else _gradient(t) for t in self.stage_tables]
+            _all_reduce(gradients, parallel_state.get_pipeline_model_parallel_group())
         if self.layout.zero_stage == 0 and self.layout.replicas > 1:
             gradients = [_gradient(p) for p in self.zero.module.parameters()]
             _all_reduce(gradients, _replica_group(), divide_by=self.layout.replicas)
@@ -289,8 +294,8 @@ def _group_of_one() -> dist.ProcessGroup:
 def _mark_for_norm(chunks: Sequence[Chunk], layout: Layout) -> nn.Parameter | None:
     """Tell DeepSpeed which parameters count in this process's share of the gradient norm.
 
-    A parameter that is split counts everywhere; a copy counts on the first tensor rank only. The
-    output layer's copy of tied embeddings does not count: its gradient is the embedding's.
+    A parameter that is split counts everywhere; a copy counts on the first tensor rank only. Copies that later stages
+    hold do not count, the output layer's of tied embeddings among them: its gradient is the embedding's.
 
     Returns:
         The tied weight, where another pipeline stage holds it as well.
@@ -298,6 +303,8 @@ def _mark_for_norm(chunks: Sequence[Chunk], layout: Layout) -> nn.Parameter | No
     for chunk in chunks:
         for parameter in chunk.parameters():
             parameter.model_parallel = getattr(parameter, "tensor_model_parallel", False) or layout.tensor_rank == 0
+            if getattr(parameter, "is_stage_copy", False):
+                _count_not(parameter)
     if layout.pipeline == 1 or not chunks[0].share_embeddings_and_output_weights:
         return None
     if chunks[0].pre_process:
@@ -305,9 +312,13 @@ def _mark_for_norm(chunks: Sequence[Chunk], layout: Layout) -> nn.Parameter | No
     if not chunks[-1].post_process:
         return None
     copy = chunks[-1].shared_embedding_or_output_weight()
-    copy.ds_pipe_replicated = True  # read by ZeRO 1 and 2
-    copy.model_parallel = copy.tensor_model_parallel = False  # read by ZeRO 3
+    _count_not(copy)
     return copy
+
+
+def _count_not(copy: nn.Parameter) -> None:
+    copy.ds_pipe_replicated = True  # type: ignore[attr-defined]  # read by ZeRO 1 and 2
+    copy.model_parallel = copy.tensor_model_parallel = False  # type: ignore[attr-defined]  # read by ZeRO 3
 
 
 def _sums(losses: Tensor, batch: Batch, sources: int) -> Tensor:

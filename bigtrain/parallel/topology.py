@@ -161,6 +161,13 @@ def gather(value: T) -> list[T] | None:
     return gathered
 
 
+def from_first(value: T | None) -> T:
+    """Rank 0's `value`, which can be pickled, on all ranks; theirs is not looked at."""
+    held: list[Any] = [value]
+    dist.broadcast_object_list(held, src=0, group=_control())
+    return held[0]
+
+
 def sum_over_data(counts: Sequence[float]) -> list[float]:
     """The sum of each of `counts` over the data-parallel group."""
     totals = torch.tensor(counts, dtype=torch.float64, device=compat.device())

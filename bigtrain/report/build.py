@@ -59,8 +59,9 @@ def report(run: Path, *, width: int = 72) -> Report:
 
 
 def _compressors(history: History) -> dict[str, float]:
-    """The yardstick, where the run was validated on text that is still there and not too long."""
+    """The yardstick, where the run was validated on text that is still there and not too long, in bits per byte."""
     path = Path(history.config.data.validation or "")
-    if not history.validation or not (path / "dataset.json").is_file():
+    in_bits = any("validation_bits_per_byte" in row for row in history.validation)
+    if not in_bits or not (path / "dataset.json").is_file():
         return {}
     return compression(path) if 0 < read_manifest(path).bytes <= COMPRESSED_AT_MOST else {}

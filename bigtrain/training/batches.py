@@ -7,17 +7,21 @@ from bigtrain.data.batch import Batch, BatchSource, count_targets, micro_batches
 from bigtrain.data.encoder import MaskedText
 from bigtrain.data.loader import CausalText
 from bigtrain.data.masked import MaskedSamples
+from bigtrain.data.pair_batches import PairText
+from bigtrain.data.pairs import Pairs
 from bigtrain.data.samples import TokenSource
 from bigtrain.parallel import topology
 from bigtrain.parallel.topology import Layout
 
-Readable = TokenSource | MaskedSamples
+Readable = TokenSource | MaskedSamples | Pairs
 
 
 def batch_source(samples: Readable, packing: str, mask_document_boundaries: bool = False) -> BatchSource:
     """Batches of samples, of the kind that these are for; the options are those of the `data` section."""
     if isinstance(samples, MaskedSamples):
         return MaskedText(samples)
+    if isinstance(samples, Pairs):
+        return PairText(samples)
     return CausalText(samples, packing, mask_document_boundaries)
 
 

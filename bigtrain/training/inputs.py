@@ -4,6 +4,7 @@ Nothing here needs torch: the launcher opens everything before it starts any pro
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +16,13 @@ from bigtrain.data.fill import FillInTheMiddle
 from bigtrain.data.manifest import by_column
 from bigtrain.data.masked import MaskedSamples, content_length
 from bigtrain.data.mixture import Mixture
+from bigtrain.data.pairs import Pairs, pair_lengths
 from bigtrain.data.samples import Samples, TokenSource
 from bigtrain.data.shards import TokenDataset, check_tokenizer, open_dataset
 from bigtrain.data.shares import stages_of
-from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
+from bigtrain.data.tokenizer import Tokenizer, Vocabulary, load_tokenizer
 from bigtrain.errors import ConfigError, DataError
-from bigtrain.training.resume import checkpoint_to_resume
+from bigtrain.training.resume import checkpoint_to_begin_with, checkpoint_to_resume
 
 REMOTE_SHUFFLE_WINDOW = 2**28
 """Tokens shuffled together where a dataset lies behind a URL and `data.shuffle_window` says nothing."""
@@ -32,6 +34,10 @@ class RunInputs(Protocol):
     @property
     def checkpoint(self) -> catalog.Checkpoint | None:
         """To go on from."""
+
+    @property
+    def initial(self) -> catalog.Checkpoint | None:
+        """Whose weights a new run begins with."""
 
     @property
     def data_identity(self) -> dict[str, Any]:
@@ -53,15 +59,19 @@ class RunInputs(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run of pretraining reads. See :class:`RunInputs`."""
+    """What a run of pretraining reads. Rank 0 opens it and sends it to the others, which open shards when they need
+    them. See :class:`RunInputs`."""
 
     train: Samples | Mixture
     """The samples by position."""
-    reads: TokenSource | MaskedSamples
+    reads: TokenSource | MaskedSamples | Pairs
     """The same, as the run's objective makes them."""
     validation: Samples | None
-    reads_validation: TokenSource | MaskedSamples | None
+    reads_validation: TokenSource | MaskedSamples | Pairs | None
     checkpoint: catalog.Checkpoint | None
+    """What the run goes on from."""
+    initial: catalog.Checkpoint | None
+    """Whose weights it begins with, where it goes on from none."""
     data_identity: dict[str, Any]
     """What decides which samples a position means; a checkpoint records it."""
 
@@ -104,11 +114,12 @@ def open_inputs(config: Config) -> Inputs:
         held_out = _open(config, "data.validation", config.data.validation)
         _check_same_tokenizer(held_out, "data.validation", first_source(train).dataset)
         packing = {"best_fit": "documents"}.get(_packing(config), _packing(config))
-        validation = Samples(held_out, _sequence_length(config), shuffle=False, packing=packing)
-        reads_validation = _hidden(config, validation)
+        validation = Samples(held_out, sample_length(config), shuffle=False, packing=packing)
+        reads_validation = as_trained(config, validation, held_out.load_tokenizer)
     identity = _identity(config, train)
-    checkpoint = checkpoint_to_resume(config, identity)
-    return Inputs(train, _with_objective(config, train), validation, reads_validation, checkpoint, identity)
+    resumed = checkpoint_to_resume(config, identity)
+    initial = None if resumed else checkpoint_to_begin_with(config)
+    return Inputs(train, _with_objective(config, train), validation, reads_validation, resumed, initial, identity)
 
 
 def open_train(config: Config) -> Samples | Mixture:
@@ -128,22 +139,30 @@ def open_train(config: Config) -> Samples | Mixture:
     return Mixture(sources, stages_of(config, {name: samples.dataset.tokens for name, samples in sources.items()}))
 
 
-def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource | MaskedSamples:
+def _with_objective(config: Config, train: Samples | Mixture) -> TokenSource | MaskedSamples | Pairs:
     data = config.data
     if not data.fim_rate:
-        return _hidden(config, train)
+        return as_trained(config, train, first_source(train).dataset.load_tokenizer)
     tokenizer = first_source(train).dataset.load_tokenizer()
     seed = config.training.seed
     return FillInTheMiddle(train, tokenizer, seed=seed, rate=data.fim_rate, spm_rate=data.fim_spm_rate)
 
 
-def _hidden(config: Config, samples: Samples | Mixture) -> TokenSource | MaskedSamples:
-    """With tokens to be found hidden, for an architecture that learns from that."""
-    if config.model.architecture != "bert":
+def as_trained(
+    config: Config, samples: TokenSource, load_vocabulary: Callable[[], Vocabulary]
+) -> TokenSource | MaskedSamples | Pairs:
+    """Samples with something hidden in them, for an architecture that learns from that.
+
+    Raises:
+        DataError: The tokenizer lacks a token that is needed.
+    """
+    if config.model.architecture == "gpt":
         return samples
+    if config.model.architecture == "t5":
+        return Pairs(samples, load_vocabulary(), config)
     return MaskedSamples(
         samples,
-        first_source(samples).dataset.load_tokenizer(),
+        load_vocabulary(),
         seed=config.training.seed,
         sequence_length=config.training.sequence_length,
         probability=config.data.mlm_probability,
@@ -152,16 +171,18 @@ def _hidden(config: Config, samples: Samples | Mixture) -> TokenSource | MaskedS
     )
 
 
-def _sequence_length(config: Config) -> int:
+def sample_length(config: Config) -> int:
     """Tokens of a sample but one, as a dataset is cut."""
     if config.model.architecture == "bert":
         return content_length(config.training.sequence_length, config.data.sentence_objective) - 1
+    if config.model.architecture == "t5":
+        return pair_lengths(config).sample - 1
     return config.training.sequence_length
 
 
 def _packing(config: Config) -> str:
     """How a dataset is cut: a sample that holds its targets shares no token with the next one."""
-    if config.model.architecture == "bert" and config.data.packing == "contiguous":
+    if config.model.architecture != "gpt" and config.data.packing == "contiguous":
         return "blocks"
     return config.data.packing
 
@@ -172,7 +193,7 @@ def _samples(config: Config, key: str, path: str) -> Samples:
     window = data.shuffle_window
     if window is None and dataset.is_remote:
         window = REMOTE_SHUFFLE_WINDOW
-    length, packing = _sequence_length(config), _packing(config)
+    length, packing = sample_length(config), _packing(config)
     return Samples(dataset, length, config.training.seed, data.shuffle, window=window, packing=packing)
 
 
@@ -215,6 +236,8 @@ def _identity(config: Config, train: Samples | Mixture) -> dict[str, Any]:
     }
     if config.data.packing in ("best_fit", "padded"):
         found["packing"] = config.data.packing
+    if config.model.architecture == "t5":
+        found["objective"] = config.data.objective
     if config.data.sentence_objective != "none":
         found["sentence_objective"] = config.data.sentence_objective
     if isinstance(train, Samples):

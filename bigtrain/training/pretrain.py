@@ -37,10 +37,12 @@ class Purpose:
     open: Callable[[Config], Any]
     """Opens and checks what the run reads, without torch: :class:`bigtrain.training.inputs.RunInputs`."""
     engine: Callable[[Config, Layout, Any], Engine]
-    """The model, with the weights that a new run begins with."""
+    """The model."""
     samples: Callable[[Config, Any], TokenSource | BatchSource]
     validate: Callable[[Run], bool]
     """After some of the steps; gives whether training should end."""
+    begin: Callable[[catalog.Checkpoint, Engine], None] = store.load_weights
+    """Fills the model of a new run with the weights that it begins with."""
     settled: Callable[[Config, Any], Config] = lambda config, _: config
     """The configuration with what only the inputs tell."""
     is_done: Callable[[Config, Any], bool] = lambda config, inputs: _all_steps_done(config, inputs)
@@ -108,14 +110,12 @@ def _end(run: Run, finished: bool) -> int:
 
 
 def _inputs(config: Config, layout: Layout, purpose: Purpose) -> Any:
-    """Rank 0 checks first and for all, so that one mistake is one message."""
+    """Rank 0 reads for all: one mistake is one message, and a thousand ranks ask no more of a file system than one."""
+    inputs = None
     with topology.together():
         if layout.rank == 0:
             inputs = preflight(config, purpose.open)
-    with topology.together():
-        if layout.rank > 0:
-            inputs = purpose.open(config)
-    return inputs
+    return topology.from_first(inputs)
 
 
 def _start(config: Config, layout: Layout, inputs: Any, purpose: Purpose, stop: StopRequest, watchdog: Watchdog) -> Run:
@@ -127,11 +127,13 @@ def _start(config: Config, layout: Layout, inputs: Any, purpose: Purpose, stop: 
     step = inputs.checkpoint.state.step if inputs.checkpoint else 0
     watchdog.feed("building the model and reading the checkpoint", step, long=True)
     engine = purpose.engine(config, layout, inputs)
-    resumed = inputs.checkpoint
+    resumed, initial = inputs.checkpoint, inputs.initial
     state = resumed.state if resumed else catalog.TrainingState(step=0, position=0, tokens=0)
     began = time.perf_counter()
     if resumed:
         store.load(resumed, engine)
+    elif initial:
+        purpose.begin(initial, engine)
     loaded_seconds = time.perf_counter() - began
     options = config.checkpoint
     saver = Saver(
@@ -141,6 +143,7 @@ def _start(config: Config, layout: Layout, inputs: Any, purpose: Purpose, stop: 
         keep_last=options.keep_last,
         keep_every=options.keep_every,
         in_background=options.async_save,
+        origin=_origin(resumed, initial),
         completed=lambda saved: run.checkpoint_completed(saved),
     )
     run = Run(
@@ -161,6 +164,15 @@ def _start(config: Config, layout: Layout, inputs: Any, purpose: Purpose, stop: 
     )
     _announce(run, resumed, loaded_seconds)
     return run
+
+
+def _origin(resumed: catalog.Checkpoint | None, initial: catalog.Checkpoint | None) -> dict[str, Any]:
+    """Where the run's first weights came from, for its checkpoints to say."""
+    if resumed:
+        return resumed.origin
+    if initial:
+        return initial.origin or {"checkpoint": str(initial.path), "step": initial.state.step}
+    return {}
 
 
 def _record_inputs(config: Config, inputs: RunInputs, output_dir: Path) -> None:
@@ -192,13 +204,17 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
         if stages and resumed.data.get("stages") != stages["stages"]:
             run.event("mixture", was=resumed.data.get("stages"), now=stages["stages"])
     else:
-        run.event("start", layout=layout, **run.inputs.told(), **job, **stages)
+        details: dict[str, Any] = {**run.inputs.told(), **job, **stages}
+        if run.inputs.initial:
+            details["initialized_from"] = str(run.inputs.initial.path)
+        run.event("start", layout=layout, **details)
     axes = " x ".join(
         f"{name} {layout[name]}" for name in ("tensor", "context", "pipeline", "expert", "data") if layout[name] > 1
     )
     for note in run.inputs.notes():
         run.progress.say(note)
-    begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else "starting"
+    begin = "starting" if run.inputs.initial is None else f"starting with the weights of {run.inputs.initial.path}"
+    begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else begin
     run.progress.say(
         f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "
         f"{run.layout.world_size} process{'es' if run.layout.world_size > 1 else ''}"

@@ -1,5 +1,6 @@
 """What a run leaves to read: `metrics.jsonl`, `events.jsonl`, a log a rank."""
 
+import errno
 import json
 import logging
 import math
@@ -10,19 +11,34 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bigtrain.errors import StorageError
+
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+LOG = "BIGTRAIN_LOG"
+"""Environment variable with which a launcher says where a process is to write its log."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one JSON object as a line, whole and at once; a line that a crash cut short makes way for it.
 
     JSON has no NaN and no infinity: they become null.
+
+    Raises:
+        StorageError: The disk is full.
     """
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    with path.open("ab+") as file:
-        _drop_cut_line(file)
-        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+    try:
+        with path.open("ab+") as file:
+            _drop_cut_line(file)
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}. Checkpoints are as they were: make room, and start again"
+        ) from error
 
 
 def _drop_cut_line(file: BinaryIO) -> None:
@@ -78,9 +94,15 @@ def log_path(output_dir: Path, rank: int) -> Path:
     return output_dir / "logs" / f"rank-{rank:05d}.log"
 
 
+def own_log(output_dir: Path, rank: int) -> Path:
+    """Where this process writes its log: to `log_path`, unless its launcher keeps it until it is known how the run
+    ends."""
+    return Path(os.environ.get(LOG, log_path(output_dir, rank)))
+
+
 def log_to_file(output_dir: Path, rank: int) -> logging.Logger:
-    """Send this rank's log to `log_path`; rank 0 keeps its terminal, others write all output there."""
-    path = log_path(output_dir, rank)
+    """Send this rank's log to `own_log`; rank 0 keeps its terminal, others write all output there."""
+    path = own_log(output_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     if rank > 0:
         sys.stdout.flush()

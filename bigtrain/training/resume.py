@@ -1,14 +1,16 @@
-"""Which checkpoint a run goes on from, and whether it may. Nothing here needs torch."""
+"""Which checkpoint a run goes on from or begins with, and whether it may. Nothing here needs torch."""
 
 from typing import Any
 
 from bigtrain.checkpoint import catalog
-from bigtrain.checkpoint.places import checkpoint_folder
+from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.checkpoint.places import checkpoint_folder, place
 from bigtrain.config import Config
-from bigtrain.errors import CheckpointError
+from bigtrain.errors import CheckpointError, ConfigError
 
 _CHANGEABLE = {"hidden_dropout", "attention_dropout", "initializer_range"}
 """Options of the model that may be changed midway: the weights mean the same."""
+_OF_THE_ROUTERS_LOSS = {"router_aux_loss_coef", "router_z_loss_coef"}
 _DATA_KEYS = {
     "train": "data.train (its contents)",
     "sources": "data.sources (their contents)",
@@ -16,6 +18,7 @@ _DATA_KEYS = {
     "shuffle": "data.shuffle",
     "shuffle_window": "data.shuffle_window",
     "packing": "data.packing",
+    "objective": "data.objective",
     "task": "finetune.task",
     "examples": "finetune.train (its contents)",
     "labels": "finetune.labels, or those of finetune.train",
@@ -42,15 +45,45 @@ def checkpoint_to_resume(config: Config, identity: dict[str, Any]) -> catalog.Ch
             f"{folder} holds checkpoints of an earlier run and checkpoint.resume is false; "
             "set it to true, or choose another training.output_dir (and checkpoint.dir, where it is set)"
         )
-    defaults = {name: field.default for name, field in type(config.model).model_fields.items()}  # of newer options
-    model = config.model.model_dump(mode="json", exclude=_CHANGEABLE)
-    _same(found, "model", {**defaults, **found.model}, model)
+    _same(found, "model", *_models(found, config, _CHANGEABLE))
     _same(found, "data", _past(found.data, found.state.position), _past(identity, found.state.position))
     if found.state.step > config.training.steps:
         raise CheckpointError(
             f"{found.path} is at step {found.state.step}, beyond training.steps ({config.training.steps})"
         )
     return found
+
+
+def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
+    """What `checkpoint.initialize_from` names, for a run that has no checkpoint to resume.
+
+    Raises:
+        ConfigError: The URL is of a kind that nothing here can open.
+        CheckpointError: It holds no complete checkpoint, or one of another model.
+    """
+    given = config.checkpoint.initialize_from
+    if given is None:
+        return None
+    try:
+        found = find_checkpoint(place(given))
+        was, now = _models(found, config, _CHANGEABLE | _OF_THE_ROUTERS_LOSS)
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"checkpoint.initialize_from: {error}") from None
+    if changed := [
+        f"model.{key} is {now[key]!r} and there {was.get(key)!r}" for key in now if was.get(key) != now[key]
+    ]:
+        raise CheckpointError(
+            f"checkpoint.initialize_from: {found.path} holds the weights of another model: {'; '.join(changed)}"
+        )
+    return found
+
+
+def _models(
+    checkpoint: catalog.Checkpoint, config: Config, changeable: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `model` section of a checkpoint and that of the run."""
+    defaults = {name: field.default for name, field in type(config.model).model_fields.items()}  # of newer options
+    return {**defaults, **checkpoint.model}, config.model.model_dump(mode="json", exclude=changeable)
 
 
 def _past(identity: dict[str, Any], position: int) -> dict[str, Any]:

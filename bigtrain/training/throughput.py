@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from bigtrain.config import Config
-from bigtrain.models.size import flops_per_token, predicted_share
+from bigtrain.data.pairs import pair_lengths
+from bigtrain.models.size import flops_per_token, predicted_share, t5_flops
 from bigtrain.parallel import compat
 
 PEAK_BF16_FLOPS = {
@@ -46,8 +47,17 @@ def model_flops_utilization(config: Config, tokens_per_second: float, world_size
     peak = peak_flops(config.training.precision)
     if peak is None:
         return None
-    flops = flops_per_token(config.model, config.training.sequence_length, predicted_share(config))
-    return tokens_per_second * flops / (world_size * peak)
+    return tokens_per_second * _flops_per_token(config) / (world_size * peak)
+
+
+def _flops_per_token(config: Config) -> float:
+    """Of a T5, per token of its encoder."""
+    if config.model.architecture != "t5":
+        return flops_per_token(config.model, config.training.sequence_length, predicted_share(config))
+    lengths = pair_lengths(config)
+    encoder, decoder, output = t5_flops(config.model, lengths.inputs, lengths.targets)
+    layers = config.model.num_hidden_layers * encoder + config.model.decoder_layers * decoder
+    return (layers + output) / lengths.inputs
 
 
 def peak_memory_bytes() -> int:

@@ -43,7 +43,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            path = records.log_path(self._output_dir, self._rank)
+            path = records.own_log(self._output_dir, self._rank)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._log = path.open("a", encoding="utf-8")
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bigtrain.config import Config, ParallelConfig, exchanges_heads
+from bigtrain.errors import ConfigError
 from bigtrain.verify.layouts import name, one_stage_each
 from bigtrain.verify.layouts_agree import legal, run_all, with_layout
 from bigtrain.verify.legs import Leg, Moves
@@ -65,8 +66,13 @@ def verify_masks(config: Config, world_size: int, pinned: Collection[str] = ()) 
         pinned: Axes of `parallel` that are not varied.
 
     Raises:
-        ConfigError: No layout is legal.
+        ConfigError: No layout is legal, or the architecture has no causal mask.
     """
+    if config.model.architecture != "gpt":
+        raise ConfigError(
+            f"model.architecture={config.model.architecture} has no causal mask, which alone is verified; see "
+            "`bigtrain verify-layouts` for whether its layouts agree"
+        )
     small = shrunken(config, world_size, 1, "fp32")
     causal = _packed(small, "contiguous")
     layouts = one_stage_each(legal(_packed(config, "contiguous"), causal, world_size, pinned))

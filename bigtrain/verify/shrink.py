@@ -45,9 +45,18 @@ def shrunken(config: Config, world_size: int, steps: int, precision: str) -> Con
 
 
 def _data(config: Config) -> dict[str, Any]:
-    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are."""
-    packing = "contiguous" if config.data.packing == "padded" else config.data.packing
-    return {"train": "drawn", "sources": {}, "stages": [], "validation": None, "packing": packing}
+    """Tokens are drawn, so that there is neither a mixture nor padding; documents stay apart where they are. And a
+    second segment comes from the same sample, so that each is read once."""
+    data = config.data
+    return {
+        "train": "drawn",
+        "sources": {},
+        "stages": [],
+        "validation": None,
+        "packing": "contiguous" if data.packing == "padded" else data.packing,
+        "target_length": None,
+        "sentence_objective": "order" if data.sentence_objective == "next" else data.sentence_objective,
+    }
 
 
 def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
@@ -58,15 +67,36 @@ def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
         "vocab_size": min(model.vocab_size, VOCABULARY * world_size),
         "hidden_size": heads * HEAD_SIZE,
         "num_hidden_layers": min(model.num_hidden_layers, max(4, world_size)),
+        "num_decoder_layers": min(model.decoder_layers, max(3, world_size)) or None,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": HEAD_SIZE + 8 if odd_head else None,
         "intermediate_size": 2 * heads * HEAD_SIZE,
         **_experts(model, world_size),
-        "max_position_embeddings": length,
+        "sliding_window": model.sliding_window and max(1, min(model.sliding_window, length // 4)),
+        "layer_types": model.layer_types and list(dict.fromkeys(model.layer_types)),  # every kind, in turns
+        **_positions(model, HEAD_SIZE + 8 if odd_head else HEAD_SIZE, length),
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
+
+
+def _positions(model: ModelConfig, head_size: int, length: int) -> dict[str, Any]:
+    """The same part of a head is rotated, by frequencies scaled from a length that is as much shorter."""
+    rotated = max(2, int(head_size * model.partial_rotary_factor) // 2 * 2)
+    shape: dict[str, Any] = {"max_position_embeddings": length, "partial_rotary_factor": rotated / head_size}
+    scaling = model.rope_scaling
+    if scaling is None:
+        return shape
+    smaller: dict[str, Any] = {
+        key: [factors[i * len(factors) // (rotated // 2)] for i in range(rotated // 2)]
+        for key in ("short_factor", "long_factor")
+        if (factors := getattr(scaling, key)) is not None
+    }
+    if scaling.original_max_position_embeddings is not None:
+        original = scaling.original_max_position_embeddings * length // model.max_position_embeddings
+        smaller["original_max_position_embeddings"] = max(2, original)
+    return {**shape, "rope_scaling": scaling.model_copy(update=smaller)}
 
 
 def _experts(model: ModelConfig, world_size: int) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,13 @@ from bigtrain.config import Config, parse_config, validate
 from bigtrain.data.order import permute
 from bigtrain.data.packing import Rows
 from bigtrain.data.samples import TokenSource
+from bigtrain.data.tokenizer import Vocabulary
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
 from bigtrain.training import faults
 from bigtrain.training.batches import BatchReader
-from bigtrain.training.inputs import open_train
+from bigtrain.training.inputs import as_trained, first_source, open_train, sample_length
 from bigtrain.training.schedule import learning_rate
 from bigtrain.verify.digests import digest
 from bigtrain.verify.legs import OUTCOMES, Digest, Leg, Outcome, read_legs
@@ -36,7 +39,7 @@ class DrawnSamples:
     """Random token sequences in the place of a dataset, in an order that is a pure function of the position."""
 
     def __init__(self, config: Config) -> None:
-        self.sequence_length = config.training.sequence_length
+        self.sequence_length = sample_length(config)
         self._seed = config.training.seed
         self._vocab_size = config.model.vocab_size
 
@@ -52,6 +55,19 @@ class DrawnSamples:
     def _draw(self, number: int) -> np.ndarray:
         uniform = np.random.default_rng((self._seed, number)).random(self.sequence_length + 1)
         return (self._vocab_size**uniform - 1).astype(np.int64) % self._vocab_size
+
+
+class DrawnVocabulary:
+    """Of drawn tokens: the first are special, and every other begins a word. As `data.tokenizer.Vocabulary`."""
+
+    def __init__(self, config: Config) -> None:
+        self.vocab_size = config.model.vocab_size
+        names = ("[CLS]", "[SEP]", "[MASK]", "[PAD]", "[R]", "[S]", "[X]", *(f"<extra_id_{n}>" for n in range(32)))
+        self.special_tokens = {name: number for number, name in enumerate(names)}
+        self.eos_id = self.special_tokens["[SEP]"]
+
+    def word_starts(self) -> np.ndarray:
+        return np.arange(self.vocab_size) % 2 == 0
 
 
 class Witness:
@@ -78,8 +94,8 @@ def run_leg(leg: Leg) -> Outcome:
     config = parse_config(leg.config)
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
-    samples = Witness(open_train(config) if leg.real_data else DrawnSamples(config))
-    read = BatchReader(config, layout, samples)
+    samples, load_vocabulary = _source(config, leg.real_data)
+    read = BatchReader(config, layout, as_trained(config, samples, load_vocabulary))
     engine = Engine(config, layout)
     if leg.load:
         store.load(catalog.read(Path(leg.load)), engine)
@@ -100,6 +116,14 @@ def run_leg(leg: Leg) -> Outcome:
         outcome.digests.update(_save(leg.save, "left", engine, leg.steps[1]))
     engine.close()
     return replace(outcome, seconds=time.monotonic() - began)
+
+
+def _source(config: Config, real_data: bool) -> tuple[Witness, Callable[[], Vocabulary]]:
+    """The samples, and what tells their vocabulary."""
+    if not real_data:
+        return Witness(DrawnSamples(config)), partial(DrawnVocabulary, config)
+    train = open_train(config)
+    return Witness(train), first_source(train).dataset.load_tokenizer
 
 
 def _read_by_all(samples: Witness, layout: Layout) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,10 @@ import torch.distributed.checkpoint as dcp
 from bigtrain.checkpoint import store
 from bigtrain.checkpoint.catalog import TrainingState
 from bigtrain.config import Config, to_yaml
+from bigtrain.data.batch import Batch
+from bigtrain.data.encoder import MaskedBatch
 from bigtrain.data.loader import CausalBatch
+from bigtrain.data.pair_batches import PairBatch
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 from bigtrain.parallel.engine import Engine
@@ -23,7 +26,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_across_layouts import STATE, a_batch
+from test_across_layouts import STATE, a_batch, targets
 from bigtrain.checkpoint import catalog, store
 from bigtrain.config import load_config
 from bigtrain.parallel import topology
@@ -34,12 +37,12 @@ for case in json.loads((folder / "cases.json").read_text()):
     name, config = case["name"], load_config(folder / "run.yaml", case["words"])
     engine = Engine(config, topology.start_processes(config))
     store.save(folder / name / "initial", engine, STATE, {}, keep_last=0)
-    losses[name] = []
+    losses[name], batch = [], a_batch(config)
     for _ in range(2):  # into a new engine, and into one that has gone on
         store.load(catalog.read(Path(case["trained"])), engine)
-        losses[name].append(float(engine.evaluate(a_batch())) / engine.layout.data)
+        losses[name].append(float(engine.evaluate(batch).sum()) / engine.layout.data)
         if len(losses[name]) == 1:
-            engine.train_step(a_batch(), 64 * engine.layout.data, 0.1, 0)
+            engine.train_step(batch, targets(batch, engine.layout.data), 0.1, 0)
     store.save(folder / name / "again", engine, STATE, {}, keep_last=0)
     engine.close()
 if topology.is_first_rank():
@@ -51,6 +54,23 @@ MODELS = {
     "tied": ["model.tie_word_embeddings=true", "model.linear_bias=true", "model.normalization=layernorm"],
     "untied": ["model.position_embedding=learned", "model.gated_mlp=false"],
     "experts": ["model.num_experts=4", "model.moe_intermediate_size=24", "model.num_hidden_layers=5"],
+    "bert": [
+        "model.architecture=bert",
+        "model.position_embedding=learned",
+        "model.normalization=layernorm",
+        "model.linear_bias=true",
+        "model.gated_mlp=false",
+        "model.tie_word_embeddings=true",
+        "model.add_pooling_layer=true",
+        "data.sentence_objective=next",
+    ],
+    "t5": [
+        "model.architecture=t5",
+        "model.num_decoder_layers=3",
+        "model.num_key_value_heads=null",
+        "model.position_embedding=relative",
+        "model.tie_word_embeddings=true",
+    ],
 }
 LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
@@ -78,19 +98,46 @@ OF_EXPERTS = {
     ],
     "balanced-zero3": ["parallel.pipeline=2", "parallel.zero_stage=3"],
 }
+OF_T5 = {
+    "tensor-zero3": ["parallel.tensor=2", "parallel.zero_stage=3"],
+    "sequence-zero2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=2"],
+    "interleaved": LAYOUTS["interleaved"],
+    "decoder-on-both": ["parallel.pipeline=2", "parallel.layers_per_stage=[6,1]", "parallel.zero_stage=3"],
+    "encoder-on-both": ["parallel.pipeline=2", "parallel.layers_per_stage=[1,6]"],
+    "data-zero0": ["parallel.zero_stage=0"],
+}
 CASES = [
     *(("tied", layout) for layout in LAYOUTS),
     ("untied", "tensor"),
     ("untied", "pipeline"),
     ("untied", "context"),
     *(("experts", layout) for layout in OF_EXPERTS),
+    *(("t5", layout) for layout in OF_T5),
+    *(("bert", layout) for layout in ("tensor", "sequence", "interleaved", "pipeline-zero3", "data-zero2")),
 ]
 
 
-def a_batch() -> list[CausalBatch]:
+def a_batch(config: Config) -> Sequence[Batch]:
     """Two micro-batches: an interleaved pipeline takes no fewer."""
     tokens, positions = torch.arange(68).view(4, 17) * 7 % 512, torch.arange(16).expand(2, -1)
-    return [CausalBatch(part[:, :-1], part[:, 1:], torch.ones(2, 16), positions) for part in tokens.split(2)]
+    if config.model.architecture == "gpt":
+        return [CausalBatch(part[:, :-1], part[:, 1:], torch.ones(2, 16), positions) for part in tokens.split(2)]
+    if config.model.architecture == "t5":
+        return [
+            PairBatch(part[:, :10], part[:, 11:], torch.ones(2, 6), part[:, 10:-1], torch.arange(10).expand(2, -1) < 7)
+            for part in tokens.split(2)
+        ]
+    types, there = (positions > 8).long(), positions < 14
+    labels = torch.cat([tokens[:, :16], torch.tensor([[0], [1], [1], [0]])], dim=1)
+    return [
+        MaskedBatch(part[:, :16] * (positions % 5 > 0), part, torch.ones(2, 17), types, there)
+        for part in labels.split(2)
+    ]
+
+
+def targets(batches: Sequence[Batch], data_parallel: int) -> list[float]:
+    """Of each kind; how many there are is of no matter here."""
+    return [64.0 * data_parallel] * len(batches[0].kinds)
 
 
 def plainly(folder: Path) -> dict[str, torch.Tensor]:
@@ -109,17 +156,18 @@ def folder(tiny: Callable[..., Config], world: Layout, tmp_path_factory: pytest.
     (folder / "run.yaml").write_text(to_yaml(tiny("model.num_hidden_layers=4")))
     trained, losses = {}, {}
     for name, words in MODELS.items():
-        engine = Engine(tiny("model.num_hidden_layers=4", *words), replace(world, zero_stage=1))
+        config = tiny("model.num_hidden_layers=4", *words)
+        engine, batch = Engine(config, replace(world, zero_stage=1)), a_batch(config)
         store.save(folder / name / "initial", engine, STATE, {}, keep_last=0)
-        engine.train_step(a_batch(), 64, 1e-2, 0)
+        engine.train_step(batch, targets(batch, 1), 1e-2, 0)
         trained[name] = store.save(folder / name / "trained", engine, STATE, {}, keep_last=0)
-        losses[name] = float(engine.evaluate(a_batch()))
+        losses[name] = float(engine.evaluate(batch).sum())
         engine.close()
     (folder / "losses-of-one.json").write_text(json.dumps(losses))
     cases = [
         {
             "name": f"{model}-{layout}",
-            "words": MODELS[model] + (LAYOUTS | OF_EXPERTS)[layout],
+            "words": MODELS[model] + (LAYOUTS | OF_EXPERTS | OF_T5)[layout],
             "trained": str(trained[model]),
         }
         for model, layout in CASES

@@ -59,6 +59,20 @@ def test_a_config_error_is_the_users() -> None:
             "command line: logging.run_name = 17: it takes non-empty text or null; "
             "as YAML reads it, '17' in quotes is text",
         ),
+        # a section that may be left out
+        (
+            "model.rope_scaling=3",
+            "command line: model.rope_scaling = 3: model.rope_scaling is a section; give its keys, such as "
+            "model.rope_scaling.rope_type",
+        ),
+        (
+            "model.rope_scaling={factor: 2}",
+            "model.rope_scaling.rope_type is missing (linear, llama3, yarn or longrope)",
+        ),
+        (
+            "model.rope_scaling={rope_type: yarn, fakt: 2}",
+            "command line: unknown key model.rope_scaling.fakt; did you mean model.rope_scaling.factor?",
+        ),
         # a value out of range
         ("optimizer.lr=-1", "command line: optimizer.lr = -1: it takes a number above 0"),
         ("optimizer.lr=.inf", "command line: optimizer.lr = Infinity: it takes a finite number"),

@@ -1,6 +1,8 @@
 """Reading: files, `extends`, overrides, YAML's numbers, and writing back."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,29 @@ def test_two_files_may_extend_the_same_third(tmp_path: Path, sound: Path) -> Non
         right="extends: sound.yaml",
     )
     assert load_config(top).training.steps == 100  # right.yaml says what sound.yaml says, later
+
+
+def show(folder: Path, text: bytes) -> "subprocess.CompletedProcess[bytes]":
+    command = [sys.executable, "-m", "bigtrain", "config", "show", "-", "training.seed=5"]
+    return subprocess.run(command, input=text, cwd=folder, capture_output=True, check=False)
+
+
+def test_standard_input_is_a_file_that_lies_here(tmp_path: Path, sound: Path) -> None:
+    (tmp_path / "base.yaml").write_text(sound.read_text())
+    shown = show(tmp_path, "extends: base.yaml\nlogging: {run_name: Käse}".encode())
+    config = parse_config(yaml.safe_load(shown.stdout))
+    assert config == load_config(sound, ["training.seed=5", "logging.run_name=Käse"])
+    assert show(tmp_path, shown.stdout).stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(b"- 1", b"standard input: a configuration holds sections"), (b"\xff", b"configuration -: it is not UTF-8 text")],
+)
+def test_a_wrong_standard_input_is_told(tmp_path: Path, text: bytes, told: bytes) -> None:
+    shown = show(tmp_path, text)
+    assert shown.returncode == 2
+    assert told in shown.stderr
 
 
 def test_extends_circle_is_told_with_its_path(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from bigtrain.config import load_config, micro_batches, validate
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RUNS = {  # processes that each is meant for, and others that its comments promise
+    "bert-base": (8,),
     "demo": (4, 2),
     "gpt2-small": (8,),
     "gpt3-175b": (1024,),
@@ -37,7 +38,7 @@ def test_run(name: str) -> None:
         assert not Path(place).is_absolute()
 
 
-@pytest.mark.parametrize("name", ["gpt2-small", "gpt3-175b", "llama3-70b", "llama3-8b"])
+@pytest.mark.parametrize("name", ["bert-base", "gpt2-small", "gpt3-175b", "llama3-70b", "llama3-8b"])
 def test_a_run_reads_the_tokens_that_its_comment_says(name: str) -> None:
     path = CONFIGS / "runs" / f"{name}.yaml"
     training = load_config(path).training
@@ -54,7 +55,7 @@ def test_a_model_file_holds_a_model_alone_that_works(name: str) -> None:
     assert config.model_fields_set == {"model", "data", "training"}
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-mixtral", "demo"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-gpt2", "tiny-llama", "tiny-mixtral", "tiny-t5", "demo"])
 def test_test_models_split_every_way(name: str) -> None:
     words = [*RUN_WORDS, "parallel={tensor: 2, pipeline: 2, sequence: true}"]
     validate(load_config(CONFIGS / "models" / f"{name}.yaml", words), 4)

@@ -7,15 +7,25 @@ from typing import Any
 import pytest
 import yaml
 from random_models import LIBRARY, megatron_weights, model_section, write_checkpoint
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bigtrain.prepare.train_tokenizer import train_sentencepiece
+from bigtrain.prepare.train_tokenizer import train_byte_level, train_sentencepiece
 
 
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [(LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "ast", "heapq", "csv")]
     return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model", 440)
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """Of 440 tokens, with a template for chats."""
+    texts = [(LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "ast")]
+    path = train_byte_level(texts, tmp_path_factory.mktemp("byte_level"), 440)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
+    tokenizer.chat_template = "{{ messages }}"
+    return tokenizer
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def random_llama(**shape: Any) -> LlamaForCausalLM:
     torch.manual_seed(3)
     options = {
-        "vocab_size": 448,
+        "vocab_size": 440,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": 3,

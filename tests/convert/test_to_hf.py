@@ -3,6 +3,7 @@
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from random_models import SHAPES, megatron_weights, model_section, random_llama,
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bigtrain.convert import export, llama
+from bigtrain.convert import export, families
+from bigtrain.convert.families.llama import LLAMA
+from bigtrain.convert.mapping import WHOLE
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.errors import CheckpointError, ConversionError, DataError, UserError
 
@@ -37,7 +40,7 @@ def test_every_weight_and_the_configuration_come_back(
     made = convert_to_hf(make_run(model), tmp_path / "out")
 
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), expected_weights(model))
-    assert (made.step, made.files, made.parity) == (7, 1, None)
+    assert (made.step, made.files, made.family) == (7, 1, "Llama")
     assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
 
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -138,15 +141,20 @@ def refused(error: type[UserError], match: str, source: Path, output: Path, **op
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"qkv_bias": True}, r"not a Llama, the one family .*: model.qkv_bias is True and must be False$"),
-        ({"normalization": "layernorm"}, "model.normalization is 'layernorm' and must be 'rmsnorm'"),
-        ({"position_embedding": "learned", "hidden_act": "gelu"}, "'learned' and must be 'rope'; model.hidden_act"),
-        ({"gated_mlp": False}, "model.gated_mlp"),
+        (
+            {"normalization": "layernorm"},
+            r"fits no family .*, Gemma-2 \(gemma2\), .* is Llama: .*'rmsnorm'$",
+        ),
+        (
+            {"position_embedding": "learned", "qkv_bias": True},
+            "is Qwen2: model.position_embedding is 'learned' ",
+        ),
+        ({"gated_mlp": False}, "model.gated_mlp is False and must be True"),
         ({"linear_bias": True}, "model.linear_bias"),
-        ({"num_experts": 4}, "not a Llama, .*: model.num_experts is 4 and must be None"),
+        ({"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}, "model.sliding_window is"),
     ],
 )
-def test_a_model_that_is_no_llama(
+def test_a_model_that_is_of_no_family(
     changed: dict[str, Any], match: str, make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     refused(ConversionError, match, make_run(random_llama(), **changed), tmp_path / "out")
@@ -189,7 +197,7 @@ def test_a_checkpoint_that_is_incomplete_or_damaged(make_run: Callable[..., Path
     [
         (lambda w: w.update({"decoder.layers.mlp.router.weight": torch.ones(3, 2)}), r"mlp.router.weight: no row"),
         (lambda w: w.pop("decoder.final_layernorm.weight"), "no weight of the checkpoint fills model.norm.weight"),
-        (lambda w: w.update({"output_layer.weight": torch.ones(448, 48)}), "has no lm_head.weight"),
+        (lambda w: w.update({"output_layer.weight": torch.ones(440, 48)}), "has no lm_head.weight"),
         (
             lambda w: w.update({"decoder.layers.mlp.linear_fc2.weight": torch.ones(3, 48, 70)}),
             r"down_proj.weight is \(48, 80\), and decoder.layers.mlp.linear_fc2.weight would make it \(48, 70\)",
@@ -209,14 +217,14 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor(
 def test_a_map_that_fills_a_tensor_twice(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twice = {**llama.WEIGHTS, "output_layer.weight": {"model.embed_tokens.weight": None}}
-    monkeypatch.setattr(llama, "WEIGHTS", twice)
+    twice = {**LLAMA.weights, "output_layer.weight": {"model.embed_tokens.weight": WHOLE}}
+    monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, weights=twice),))
     refused(ConversionError, "embed_tokens.weight: filled from both", make_run(random_llama()), tmp_path / "out")
 
 
 def test_a_shape_that_this_version_does_not_know(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = make_run(random_llama(), sliding_window=4096)
-    refused(CheckpointError, r"complete.json: model.sliding_window: Extra inputs", run, tmp_path / "out")
+    run = make_run(random_llama(), telepathy=True)
+    refused(CheckpointError, r"complete.json: model.telepathy: Extra inputs", run, tmp_path / "out")
 
 
 def test_outputs_that_cannot_be(make_run: Callable[..., Path], tmp_path: Path) -> None:

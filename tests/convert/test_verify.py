@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from random_models import LIBRARY, SHAPES, random_llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ModelConfig
-from bigtrain.convert import llama
-from bigtrain.convert.mapping import gate_rows, key_rows, query_rows, up_rows, value_rows
-from bigtrain.convert.source import find_checkpoint
+from bigtrain.convert import families
+from bigtrain.convert.families.llama import LLAMA
+from bigtrain.convert.mapping import GATE, KEY, QUERY, UP, VALUE, WHOLE, Cut, key_rows, query_rows
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.convert.verify import verify_export
 from bigtrain.data.tokenizer import load_tokenizer
@@ -98,49 +100,45 @@ def test_the_text_is_the_runs_held_out_data(
     assert (parity.text, parity.float32.greedy_agreement) == (str(held_out), 1.0)
 
 
-def turned(rows: Callable[[ModelConfig], np.ndarray]) -> Callable[[ModelConfig], np.ndarray]:
+def turned(rows: Callable[[ModelConfig], np.ndarray]) -> Cut:
     """Each head of 12 in the other rotary layout: pairs of neighbours in place of halves."""
-    return lambda model: rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
+    return Cut(lambda model: rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel())
 
 
 WRONG_MAPS = {
     "key and value": {
         "decoder.layers.self_attention.linear_qkv.weight": {
-            "model.layers.{}.self_attn.q_proj.weight": query_rows,
-            "model.layers.{}.self_attn.k_proj.weight": value_rows,
-            "model.layers.{}.self_attn.v_proj.weight": key_rows,
+            "model.layers.{layer}.self_attn.q_proj.weight": QUERY,
+            "model.layers.{layer}.self_attn.k_proj.weight": VALUE,
+            "model.layers.{layer}.self_attn.v_proj.weight": KEY,
         }
     },
     "queries not by groups": {
         "decoder.layers.self_attention.linear_qkv.weight": {
-            "model.layers.{}.self_attn.q_proj.weight": lambda model: np.arange(48),
-            "model.layers.{}.self_attn.k_proj.weight": key_rows,
-            "model.layers.{}.self_attn.v_proj.weight": value_rows,
+            "model.layers.{layer}.self_attn.q_proj.weight": Cut(lambda model: np.arange(48)),
+            "model.layers.{layer}.self_attn.k_proj.weight": Cut(lambda model: np.arange(48, 72)),
+            "model.layers.{layer}.self_attn.v_proj.weight": Cut(lambda model: np.arange(72, 96)),
         }
     },
     "gate and up": {
         "decoder.layers.mlp.linear_fc1.weight": {
-            "model.layers.{}.mlp.gate_proj.weight": up_rows,
-            "model.layers.{}.mlp.up_proj.weight": gate_rows,
+            "model.layers.{layer}.mlp.gate_proj.weight": UP,
+            "model.layers.{layer}.mlp.up_proj.weight": GATE,
         }
     },
     "norms": {
-        "decoder.layers.input_layernorm.weight": {"model.layers.{}.post_attention_layernorm.weight": None},
-        "decoder.layers.pre_mlp_layernorm.weight": {"model.layers.{}.input_layernorm.weight": None},
+        "decoder.layers.input_layernorm.weight": {"model.layers.{layer}.post_attention_layernorm.weight": WHOLE},
+        "decoder.layers.pre_mlp_layernorm.weight": {"model.layers.{layer}.input_layernorm.weight": WHOLE},
     },
     "embedding and output": {
-        "embedding.word_embeddings.weight": {"lm_head.weight": None},
-        "output_layer.weight": {"model.embed_tokens.weight": None},
+        "embedding.word_embeddings.weight": {"lm_head.weight": WHOLE},
+        "output_layer.weight": {"model.embed_tokens.weight": WHOLE},
     },
     "heads turned": {
         "decoder.layers.self_attention.linear_qkv.weight": {
-            "model.layers.{}.self_attn.q_proj.weight": lambda model: (
-                query_rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
-            ),
-            "model.layers.{}.self_attn.k_proj.weight": lambda model: (
-                key_rows(model).reshape(-1, 2, 6).swapaxes(1, 2).ravel()
-            ),
-            "model.layers.{}.self_attn.v_proj.weight": value_rows,
+            "model.layers.{layer}.self_attn.q_proj.weight": turned(query_rows),
+            "model.layers.{layer}.self_attn.k_proj.weight": turned(key_rows),
+            "model.layers.{layer}.self_attn.v_proj.weight": VALUE,
         }
     },
 }
@@ -152,8 +150,9 @@ def test_a_wrong_map_is_found_and_leaves_nothing_behind(
 ) -> None:
     run = make_run(random_llama(num_key_value_heads=2))
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(llama, "WEIGHTS", {**llama.WEIGHTS, **change})
-    with pytest.raises(ConversionError, match=r"differs from the trained one: logits by up to .*, allowed are"):
+    wrong = replace(LLAMA, weights={**LLAMA.weights, **change})
+    monkeypatch.setattr(families, "FAMILIES", (wrong,))
+    with pytest.raises(ConversionError, match=r"differs from BigTrain's: logits by up to .*, allowed are"):
         convert_to_hf(run, tmp_path / "out", verify=True)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -193,16 +192,16 @@ def test_a_folder_tampered_with_is_found(
     tamper: Callable[[Path], None], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = make_run(random_llama())
-    convert_to_hf(run, tmp_path / "out")
+    convert_to_hf(run, tmp_path / "out", verify=False)
     tamper(tmp_path / "out")
-    with pytest.raises(ConversionError, match="differs from the trained one"):
+    with pytest.raises(ConversionError, match="differs from BigTrain's"):
         verify_export(find_checkpoint(run), tmp_path / "out", load_tokenizer(run / "tokenizer"))
     assert not (tmp_path / "out" / "parity.json").exists()
 
 
 def test_a_tokenizer_that_gives_other_ids_is_found(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(random_llama())
-    convert_to_hf(run, tmp_path / "out")
+    convert_to_hf(run, tmp_path / "out", verify=False)
     tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:60]
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(tokenizer))

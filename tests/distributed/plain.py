@@ -99,15 +99,9 @@ def train_plainly(
     What `add_to_loss` makes of the model's outputs for so many sequences is learned from as well, and not in the
     loss that is told.
     """
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=recipe.lr,
-        betas=recipe.betas,
-    )
-    length, history = recipe.sequence_length, []
-    for step in range(recipe.steps):
+    length = recipe.sequence_length
+
+    def backward(step: int) -> float:
         rows = range(step * recipe.global_batch_size, (step + 1) * recipe.global_batch_size)
         windows = torch.stack([tokens[row * length : row * length + length + 1] for row in rows])
         total = 0.0
@@ -117,6 +111,23 @@ def train_plainly(
             share = len(part) / len(windows)
             ((loss + add_to_loss(outputs, len(part))) * share).backward()
             total += loss.item() * share
+        return total
+
+    return descend(model, recipe, backward)
+
+
+def descend(model: PreTrainedModel, recipe: Recipe, backward: Callable[[int], float]) -> list[tuple[float, float]]:
+    """(loss, gradient norm before clipping) of each step; `backward` makes its gradients and gives the loss."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.lr,
+        betas=recipe.betas,
+    )
+    history = []
+    for step in range(recipe.steps):
+        total = backward(step)
         # `clip_grad_norm_` sums a large embedding's squares in float32, which is off by 1e-5 here.
         norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.max_grad_norm, norm.float())

@@ -1,7 +1,8 @@
 """A worker: trains several layouts, one after the other, in one set of processes.
 
-Reads a JSON file of cases ({"name", "config", "checkpoint", and "repeat": how often a step has each
-micro-batch}) and writes what rank 0 saw to another:
+Reads a JSON file of cases ({"name", "config", "checkpoint" to begin with, at its step, "repeat": how often a step
+has each micro-batch, "last" and "save": the step to stop after, and a folder for a checkpoint of it}) and writes what
+rank 0 saw to another:
 name -> [[loss, grad_norm, and of experts the router's two losses], ...].
 """
 
@@ -24,16 +25,23 @@ def train(case: dict) -> list[tuple[float, ...]]:
     validate(config, layout.world_size)
     read = BatchReader(config, layout, open_inputs(config).reads)
     engine = Engine(config, layout)
+    first = 0
     if case.get("checkpoint"):
-        store.load(catalog.read(Path(case["checkpoint"])), engine)
+        checkpoint = catalog.read(Path(case["checkpoint"]))
+        store.load(checkpoint, engine)
+        first = checkpoint.state.step
     repeat = case.get("repeat", 1)
     history = []
-    for step in range(config.training.steps):
+    last = case.get("last", config.training.steps)
+    for step in range(first, last):
         batches = read(step * config.training.global_batch_size)
         targets = [count * repeat for count in read.targets(batches)]
         result = engine.train_step([*batches] * repeat, targets, learning_rate(config, step), step)
         router_losses = [] if result.router_losses is None else result.router_losses.tolist()
         history.append((float(result.loss), float(result.grad_norm), *router_losses))
+    if case.get("save"):
+        state = catalog.TrainingState(last, 0, 0)
+        store.save(Path(case["save"]), engine, state, {}, keep_last=0)
     engine.close()
     return history
 

@@ -26,13 +26,17 @@ def wait_for(*numbers):
 
 """
 
-LAUNCHER = """
+INPUT = "a: 1\n" * 50_000  # more than a pipe holds
+
+LAUNCHER = f"""
 import sys
 from pathlib import Path
 from bigtrain.launch.environment import World
 from bigtrain.launch.local import run_workers
 program, log_dir, nproc, grace = sys.argv[1:]
-sys.exit(run_workers([sys.executable, program], World(int(nproc)), log_dir=Path(log_dir), grace_seconds=float(grace)))
+world, log_dir = World(int(nproc)), Path(log_dir)
+command, stdin = [sys.executable, program], "a: 1\\n" * {len(INPUT) // 5}
+sys.exit(run_workers(command, world, log_dir=log_dir, stdin=stdin, grace_seconds=float(grace)))
 """
 
 
@@ -47,14 +51,21 @@ class Launcher:
     _rest: str = ""
 
     def told(self, count: int) -> list[tuple[int, psutil.Process, str]]:
-        """The next `count` things that workers say: rank, process, words."""
+        """The next `count` things that workers say, which go on: rank, process, words."""
+        return [(rank, psutil.Process(pid), words) for rank, pid, words in self._next(count)]
+
+    def words(self, count: int) -> list[str]:
+        """The next `count` things that workers say, by rank; they may have ended."""
+        return [words for _, _, words in self._next(count)]
+
+    def _next(self, count: int) -> list[tuple[int, int, str]]:
         while self._rest.count("\n") < count:
             ready, _, _ = select.select([self.pipe], [], [], PATIENCE)
             assert ready, f"the workers have said no more than {self._rest!r}"
             self._rest += os.read(self.pipe, 4096).decode()
         *lines, self._rest = self._rest.split("\n", count)
         split = [line.split(" ", 2) for line in lines]
-        return sorted((int(rank), psutil.Process(int(pid)), words) for rank, pid, words in split)
+        return sorted((int(rank), int(pid), words) for rank, pid, words in split)
 
     def ready(self, count: int) -> list[psutil.Process]:
         """The processes of the next `count` workers that say so, by rank."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import Launcher, all_gone
+from launched import INPUT, Launcher, all_gone
 
 from bigtrain.errors import ConfigError
 from bigtrain.launch.environment import World
@@ -20,21 +20,27 @@ Launch = Callable[..., Launcher]
 
 def test_every_worker_finds_its_place(launch: Launch) -> None:
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS"
-    body = f"print(*(os.environ[name] for name in {names.split()}), int(os.environ['MASTER_PORT']) > 1023, flush=True)"
+    body = f"tell(*(os.environ[name] for name in {names.split()}), int(os.environ['MASTER_PORT']) > 1023)"
     launcher = launch(body, nproc=3, env={"OMP_NUM_THREADS": "7"})
-    code, out, err = launcher.end()
-    assert (code, out, err) == (0, "0 0 3 3 127.0.0.1 7 True\n", "")
-    logs = {path.name: path.read_text() for path in launcher.log_dir.iterdir()}
-    assert logs == {"rank-00001.log": "1 1 3 3 127.0.0.1 7 True\n", "rank-00002.log": "2 2 3 3 127.0.0.1 7 True\n"}
+    assert launcher.words(3) == [f"{n} {n} 3 3 127.0.0.1 7 True" for n in range(3)]
+    assert launcher.end() == (0, "", "")
+
+
+def test_every_worker_has_the_input_to_itself(launch: Launch) -> None:
+    launcher = launch("tell(len(sys.stdin.read()), sys.stdin.read() == '')", nproc=3)
+    assert set(launcher.words(3)) == {f"{len(INPUT)} True"}
+    assert launcher.end()[0] == 0
 
 
 def test_another_node_counts_on(tmp_path: Path) -> None:
-    """Ranks of the second node, where rank 0 listens, and the cores shared between the processes."""
+    """Ranks of the second node, where rank 0 listens, and the cores shared between the processes. The logs are there
+    because the workers fail."""
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS"
-    command = [sys.executable, "-c", f"import os; print(*(os.environ[name] for name in {names.split()}))"]
+    program = f"import os; print(*(os.environ[name] for name in {names.split()})); raise SystemExit(3)"
+    command = [sys.executable, "-c", program]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     world = World(2, nnodes=2, node_rank=1, master_address="n1", master_port=1234)
-    assert run_workers(command, world, log_dir=tmp_path, env=env) == 0
+    assert run_workers(command, world, log_dir=tmp_path, env=env) == 3
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert logs == {f"rank-0000{2 + n}.log": f"{2 + n} {n} 4 2 n1 1234 {threads}\n" for n in (0, 1)}
@@ -165,12 +171,12 @@ def test_a_mistake_that_rank_0_does_not_see(launch: Launch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_reaches_every_worker(launch: Launch, number: signal.Signals) -> None:
-    body = f"print(wait_for({int(number)}).name, flush=True)\nsys.exit(75)"
+    body = f"name = wait_for({int(number)}).name\nprint(name, flush=True)\ntell(name)\nsys.exit(75)"
     launcher = launch(body, nproc=3)
     workers = launcher.ready(3)
     launcher.signal(number)
+    assert set(launcher.words(3)) == {number.name}
     assert launcher.end() == (75, f"{number.name}\n", "")
-    assert {path.read_text() for path in launcher.log_dir.iterdir()} == {f"{number.name}\n"}
     assert all_gone(workers)
 
 
@@ -180,7 +186,7 @@ def test_those_still_writing_are_waited_for(launch: Launch) -> None:
 wait_for(signal.SIGTERM)
 if rank == 1:
     wait_for(signal.SIGUSR2)
-    print("checkpoint is complete", flush=True)
+    tell("checkpoint is complete")
 sys.exit(75)
 """
     launcher = launch(body, grace=0.0)
@@ -190,7 +196,7 @@ sys.exit(75)
     assert all_gone([first])  # reaped, that is: the launcher knows
     writing.send_signal(signal.SIGUSR2)
     assert launcher.end() == (75, "", "")
-    assert (launcher.log_dir / "rank-00001.log").read_text() == "checkpoint is complete\n"
+    assert launcher.words(1) == ["checkpoint is complete"]
 
 
 def test_workers_may_stop_by_themselves(launch: Launch) -> None:
@@ -262,7 +268,7 @@ def test_workers_do_not_outlive_a_killed_launcher(launch: Launch) -> None:
 
 def test_only_the_end_of_this_start_is_told(launch: Launch) -> None:
     """A log is appended to; what an earlier start wrote is not taken for this one's words."""
-    assert launch("print('from before', flush=True)").end()[0] == 0
+    assert launch("if rank == 1:\n    print('from before', flush=True)\n    sys.exit(9)\nsignal.pause()").end()[0] == 9
     lines = "if rank == 1:\n    for n in range(99):\n        print('line', n)\n    sys.exit(9)\nsignal.pause()"
     launcher = launch(lines)
     assert launcher.end()[2].splitlines()[1:] == [f"line {n}" for n in range(59, 99)]
@@ -288,11 +294,13 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
-    """The worker that was started before is not left behind, and the signals are as they were."""
+    """No worker is left behind, and the signals are as they were."""
     (tmp_path / "file").touch()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)
-    with pytest.raises(ConfigError, match=r"cannot write the log .*/file/rank-00001.log: "):
-        run_workers([sys.executable, "-c", "import time; time.sleep(600)"], World(2), log_dir=tmp_path / "file")
+    world = World(2, nnodes=2, node_rank=1, master_port=1)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(ConfigError, match=r"cannot write the log .*/file/rank-00002.log: "):
+        run_workers(command, world, log_dir=tmp_path / "file")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)) == before
     children = psutil.Process().children()
     assert not [child for child in children if "time.sleep(600)" in " ".join(child.cmdline())]
@@ -303,3 +311,43 @@ def test_the_launcher_starts_without_the_heavy_libraries() -> None:
     code = f"import sys, bigtrain.launch.local, bigtrain.launch.doctor; sys.exit(str(set(sys.modules) & set({heavy})))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stderr == "set()\n"
+
+
+NODE = """
+import os, sys
+print("said by", os.environ["RANK"])
+sys.exit(int(sys.argv[1]) if os.environ["RANK"] == "5" else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"), [(0, [3]), (75, [3]), (2, [3, 4, 5]), (9, [3, 4, 5])], ids=["done", "stopped", "mistake", "fault"]
+)
+def test_logs_are_kept_of_the_first_of_a_node_and_of_the_others_on_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: list[int]
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    world = World(3, nnodes=2, node_rank=1, master_port=1)
+    logs = tmp_path / "logs"
+    assert run_workers([sys.executable, "-c", NODE, str(code)], world, log_dir=logs) == code
+    assert {path.name: path.read_text() for path in logs.iterdir()} == {
+        f"rank-0000{rank}.log": f"said by {rank}\n" for rank in kept
+    }
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_log_that_finds_no_place_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    program = "import os, sys\nif os.environ['RANK'] == '1': sys.exit('what it met')"
+    assert run_workers([sys.executable, "-c", program], World(2), log_dir=tmp_path / "file/logs") == 1
+    (log,) = tmp_path.glob("bigtrain-*/rank-00001.log")
+    told, ended, met = capfd.readouterr().err.splitlines()
+    assert told == f"{tmp_path}/file/logs cannot be written: Not a directory; {log} stays"
+    assert ended.endswith(f") ended with exit code 1; the end of {log}:")
+    assert met == "what it met"
+    assert log.read_text() == "what it met\n"

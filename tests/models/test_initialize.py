@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import T5Config, T5ForConditionalGeneration
 
 from bigtrain.config import Config
 from bigtrain.models.initialize import ROWS_PER_BLOCK, normal_box
@@ -84,6 +85,47 @@ def test_each_kind_of_weight_starts_as_documented(
             assert parameter.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * parameter.numel())), name
             kinds.add("residual" if into_residual else "weight")
     assert kinds == {"bias", "norm", "weight", "residual"}
+
+
+def test_a_t5_starts_as_transformers_does(tiny: Callable[..., Config], engine_of: Callable[[Config], Engine]) -> None:
+    """Standard deviations of `transformers`' own initial weights, matrix by matrix."""
+    words = ["model.num_key_value_heads=null", "model.position_embedding=relative", "model.hidden_act=relu"]
+    config = tiny("model.architecture=t5", "model.gated_mlp=false", "model.hidden_size=64", *words)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    theirs = T5ForConditionalGeneration(T5Config(**shape, tie_word_embeddings=False))
+    layer, across = theirs.decoder.block[0].layer[0].SelfAttention, theirs.decoder.block[0].layer[1].EncDecAttention
+    feed_forward = theirs.decoder.block[0].layer[2].DenseReluDense
+    ours = dict(engine_of(config).chunks[0].module.named_parameters())
+    query, key, value = ours["decoder.layers.0.self_attention.linear_qkv.weight"].view(4, 3, 16, 64).unbind(1)
+    pairs = [
+        (query, layer.q.weight),
+        (key, layer.k.weight),
+        (value, layer.v.weight),
+        (ours["decoder.layers.0.self_attention.linear_proj.weight"], layer.o.weight),
+        (ours["decoder.layers.0.cross_attention.linear_q.weight"], across.q.weight),
+        (ours["decoder.layers.0.cross_attention.linear_kv.weight"], across.k.weight),
+        (ours["decoder.layers.0.mlp.linear_fc1.weight"], feed_forward.wi.weight),
+        (ours["decoder.layers.0.mlp.linear_fc2.weight"], feed_forward.wo.weight),
+        (ours["embedding.word_embeddings.weight"], theirs.shared.weight),
+        (ours["encoder.relative_attention_bias.weight"], layer.relative_attention_bias.weight),
+        (ours["output_layer.weight"], theirs.lm_head.weight / 64**0.5),  # see `_t5_std`
+    ]
+    for found, expected in pairs:
+        error = 4 * sum(1 / math.sqrt(2 * weight.numel()) for weight in (found, expected))
+        assert found.std().item() == pytest.approx(expected.std().item(), rel=error)
+
+
+@pytest.mark.parametrize("zero_centered", [False, True])
+@pytest.mark.parametrize("qk_norm", ["head", "projection"])
+def test_norms_start_as_the_identity(
+    zero_centered: bool, qk_norm: str, tiny: Callable[..., Config], engine_of: Callable[[Config], Engine]
+) -> None:
+    words = [f"model.zero_centered_norm={str(zero_centered).lower()}", f"model.qk_norm={qk_norm}"]
+    config = tiny(*words, "model.norm_placement=around", "model.num_hidden_layers=1")
+    norms = [p for n, p in engine_of(config).chunks[0].module.named_parameters() if "norm" in n]
+    assert len(norms) == 4 + 2 + 1
+    assert all(torch.equal(p, torch.full_like(p, 0 if zero_centered else 1)) for p in norms)
 
 
 def test_no_two_matrices_are_alike_and_only_the_seed_decides(

@@ -28,6 +28,20 @@ def test_boxes_cover_every_local_parameter_once(
         assert all(prod(box.shape) == box.numel and box.is_first_copy for box in sharded.boxes)
 
 
+def test_norms_of_every_place_have_names(world: Layout, tiny: Callable[..., Config]) -> None:
+    chunks = build_gpt(tiny("model.norm_placement=around", "model.qk_norm=projection", "model.num_hidden_layers=3"))
+    norms = {box.key: box.global_shape for s in sharded_parameters(chunks) for box in s.boxes if "norm" in box.key}
+    assert norms == {
+        "decoder.layers.input_layernorm.weight": (3, 32),
+        "decoder.layers.post_self_attn_layernorm.weight": (3, 32),
+        "decoder.layers.pre_mlp_layernorm.weight": (3, 32),
+        "decoder.layers.post_mlp_layernorm.weight": (3, 32),
+        "decoder.layers.self_attention.q_layernorm.weight": (3, 32),
+        "decoder.layers.self_attention.k_layernorm.weight": (3, 16),
+        "decoder.final_layernorm.weight": (32,),
+    }
+
+
 def test_names_layers_and_the_two_halves_of_a_gated_matrix(world: Layout, tiny: Callable[..., Config]) -> None:
     chunks = build_gpt(tiny())
     boxes = {id(s.parameter): s.boxes for s in sharded_parameters(chunks)}

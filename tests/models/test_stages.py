@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.config import Config, load_config
-from bigtrain.models.stages import balanced_layers, layers_per_chunk
+from bigtrain.models.stages import balanced_layers, balanced_stretches, layers_per_chunk, stacks_per_chunk
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -62,6 +62,38 @@ def test_the_output_layer_counts_in_the_last_chunk(
         f"parallel={{pipeline: {pipeline}, virtual_pipeline: {virtual}}}",
     ]
     assert layers_per_chunk(load_config(MODELS / f"{name}.yaml", words)) == expected
+
+
+@given(st.data(), st.integers(1, 4))
+def test_no_other_cut_of_unequal_layers_has_a_cheaper_largest_chunk(data: st.DataObject, chunks: int) -> None:
+    costs = data.draw(st.lists(st.sampled_from([1.0, 1.5, 2.0, 7.0]), min_size=chunks, max_size=8))
+    found = balanced_stretches(costs, chunks)
+
+    def costliest(cut: tuple[int, ...] | list[int]) -> float:
+        ends = list(itertools.accumulate(cut))
+        return max(sum(costs[end - count : end]) for count, end in zip(cut, ends, strict=True))
+
+    every = itertools.product(range(1, len(costs) + 1), repeat=chunks)
+    ways = [cut for cut in every if sum(cut) == len(costs)]
+    assert tuple(found) in ways
+    assert costliest(found) == min(map(costliest, ways))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["parallel={pipeline: 2, layers_per_stage: [5, 2]}"], [(4, 1), (0, 2)]),
+        (
+            ["parallel={pipeline: 2, virtual_pipeline: 2, layers_per_stage: [1, 1, 4, 1]}"],
+            [(1, 0), (1, 0), (2, 2), (0, 1)],
+        ),
+        # a decoder of 64 / 5 tokens and a vocabulary of 256 cost little: three layers of it less than one more above
+        (["parallel={pipeline: 2}"], [(3, 0), (1, 3)]),
+    ],
+)
+def test_a_t5s_encoder_lies_before_its_decoder(words: list[str], expected: list[tuple[int, int]]) -> None:
+    run = ["data.train=x", "training={output_dir: x, steps: 1, global_batch_size: 8, sequence_length: 64}"]
+    assert stacks_per_chunk(load_config(MODELS / "tiny-t5.yaml", [*run, *words])) == expected
 
 
 def test_what_was_asked_for_is_given(tiny: Callable[..., Config]) -> None:

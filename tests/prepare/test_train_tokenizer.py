@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 from typer.testing import CliRunner
 
 from bigtrain.cli import app
 from bigtrain.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bigtrain.errors import DataError
 from bigtrain.prepare.check_tokenizer import AWKWARD_TEXTS
-from bigtrain.prepare.train_tokenizer import train_byte_level, train_sentencepiece, train_tokenizer
+from bigtrain.prepare.train_tokenizer import (
+    BERT_TOKENS,
+    train_byte_level,
+    train_sentencepiece,
+    train_tokenizer,
+    train_wordpiece,
+)
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|im_start|>"]
@@ -94,10 +101,12 @@ def test_nfkc_makes_variants_one(kind: Any, sources: list[str], tmp_path: Path) 
     assert tokenizer.decode(tokenizer.encode("ﬁ ①")) == "fi 1"
 
 
-def test_byte_level_training_is_deterministic(sources: list[str], tmp_path: Path) -> None:
-    first, second = (train_byte_level(sources, tmp_path / name, 600).read_bytes() for name in "ab")
+@pytest.mark.parametrize("train", [train_byte_level, train_wordpiece])
+def test_training_a_json_is_deterministic(train: Callable[..., Path], sources: list[str], tmp_path: Path) -> None:
+    first, second = (train(sources, tmp_path / name, 600).read_bytes() for name in "ab")
     code = (
-        "import sys; from pathlib import Path; from bigtrain.prepare.train_tokenizer import train_byte_level as train; "
+        "import sys; from pathlib import Path; "
+        f"from bigtrain.prepare.train_tokenizer import {train.__name__} as train; "
         "train([Path(p).read_bytes().decode() for p in sys.argv[2:]], sys.argv[1], 600)"
     )
     files = [tmp_path / f"{number}.txt" for number in range(len(sources))]
@@ -107,6 +116,46 @@ def test_byte_level_training_is_deterministic(sources: list[str], tmp_path: Path
     command = [sys.executable, "-c", code, str(tmp_path / "c"), *map(str, files)]
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
     assert first == second == (tmp_path / "c" / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_wordpiece_loads_in_transformers_as_berts(lowercase: bool, sources: list[str], tmp_path: Path) -> None:
+    names = ["[E1]", "<extra>"]
+    ours = train_tokenizer(sources, tmp_path, 700, "wordpiece", special_tokens=names, lowercase=lowercase)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(theirs, BertTokenizerFast)
+    text = "class Parser: # naming 42\n\treturn"
+    assert theirs(text)["input_ids"] == [2, *ours.encode(text), 3]
+    first, second = len(ours.encode(text)), len(ours.encode("more"))
+    assert theirs(text, "more")["token_type_ids"] == [0] * (first + 2) + [1] * (second + 1)
+    roles = (theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id)
+    assert roles == (0, 1, 2, 3, 4)
+    assert ours.special_tokens == dict(zip([*BERT_TOKENS, *names], range(7), strict=True))
+    assert (ours.eos_id, ours.vocab_size) == (3, 700)
+    assert not {*ours.encode(" ".join(ours.special_tokens))} & {0, 2, 3, 4, 5, 6}, "what a text spells is text"
+    assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+    assert (ours.encode("PARSER") == ours.encode("parser")) == lowercase
+    pieces = theirs.convert_ids_to_tokens(range(700))
+    assert ours.word_starts().tolist() == [not piece.startswith("##") for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "message"),
+    [
+        ([], 500, "no text was given"),
+        (["abc def\n"] * 9, 5000, r"vocab_size 5000 is too large .* at most \d\d pieces"),
+        (["abc"], 7, "vocab_size 7 is too small: special tokens and the text's characters alone need 10"),
+    ],
+)
+def test_wordpiece_training_refuses(texts: list[str], vocab_size: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        train_wordpiece(texts, tmp_path / "out", vocab_size)
+    assert not (tmp_path / "out").exists()
+
+
+def test_capitals_are_kept_where_text_is_to_come_back(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lowercase is for wordpiece"):
+        train_tokenizer(["a"], tmp_path / "out", 300, "byte-bpe", lowercase=True)
 
 
 @pytest.mark.parametrize(

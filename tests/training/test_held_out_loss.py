@@ -15,6 +15,8 @@ from bigtrain.data.samples import Samples
 from bigtrain.data.shards import open_dataset
 from bigtrain.parallel.engine import Engine
 from bigtrain.prepare.prepare import prepare
+from bigtrain.training.batches import batch_source
+from bigtrain.training.inputs import open_inputs
 from bigtrain.training.validation import validate
 
 TEXT = "def held_out(text: str) -> float:\n    return math.log(len(text))\n" * 6
@@ -80,6 +82,27 @@ def test_more_samples_than_there_are_means_all(
     engine = engine_of(tiny())
     few, all_of_them = (f"training.validation_samples={n}" for n in (10_000, 0))
     assert validate(engine, tiny(few), samples) == validate(engine, tiny(all_of_them), samples)
+
+
+@pytest.mark.parametrize(("batch", "micro", "count"), [(4, 2, 0), (6, 3, 5), (64, 8, 0)])
+def test_of_a_t5_it_is_the_mean_over_all_that_is_said(
+    batch: int, micro: int, count: int, folder: Path, tiny: Callable[..., Config], engine_of: Callable[[Config], Engine]
+) -> None:
+    """Each target weighs the same, however many its sample has."""
+    words = ["model.architecture=t5", "model.position_embedding=relative", "model.num_key_value_heads=null"]
+    places = [f"data.train={folder}", f"data.validation={folder}", "data.objective=prefix_lm"]
+    sizes = [
+        f"training.{k}={v}" for k, v in zip(("global_batch_size", "micro_batch_size"), (batch, micro), strict=True)
+    ]
+    config = tiny(*words, *places, *sizes, f"training.validation_samples={count}", "model.hidden_dropout=0.5")
+    inputs, engine = open_inputs(config), engine_of(config)
+    assert inputs.validation is not None
+    found = validate(engine, config, inputs.validation, inputs.reads_validation)
+    assert set(found) == {"validation_loss"}
+    one_by_one = batch_source(inputs.reads_validation, "blocks").batches(np.arange(count or len(inputs.validation)), 1)
+    said = sum(sample.loss_mask.sum().item() for sample in one_by_one)
+    total = sum(engine.evaluate([sample]).item() for sample in one_by_one)
+    assert found["validation_loss"] == pytest.approx(total / said, rel=1e-5)
 
 
 def test_bits_per_byte_are_what_the_text_would_take(

@@ -227,3 +227,18 @@ def test_a_damaged_checkpoint(run_config: RunConfig) -> None:
     (path / catalog.MARKER).write_text("[]")
     with pytest.raises(CheckpointError, match=f"{path}/complete.json is damaged"):
         preflight(run_config())
+
+
+OF_T5 = ("model.architecture=t5", "model.position_embedding=relative", "model.num_key_value_heads=null")
+
+
+def test_a_t5_needs_sentinels(run_config: RunConfig) -> None:
+    """Told before any process starts, and what would make them."""
+    with pytest.raises(DataError, match=r"data\.objective=span_corruption .* \(it has 0 of these\)\. Train one with"):
+        preflight(run_config(*OF_T5))
+
+
+def test_a_t5_goes_on_with_its_objective(run_config: RunConfig) -> None:
+    checkpoint_of(run_config(*OF_T5, "data.objective=prefix_lm"))
+    with pytest.raises(CheckpointError, match=r"data\.objective was 'prefix_lm' and is 'span_corruption'"):
+        preflight(run_config(*OF_T5))

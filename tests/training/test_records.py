@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bigtrain.errors import StorageError
 from bigtrain.training import records
 
 
@@ -118,3 +119,14 @@ def test_other_ranks_write_everything_to_their_file(tmp_path: Path) -> None:
         "Traceback (most recent call last):",
         "RuntimeError: the end",
     ]
+
+
+def test_a_full_disk_is_told_in_a_sentence() -> None:
+    with pytest.raises(StorageError, match=r"^/dev/full cannot be written: No space left on device\. .* make room"):
+        records.append(Path("/dev/full"), {"step": 1})
+
+
+def test_a_launcher_says_where_a_log_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert records.own_log(tmp_path, 3) == tmp_path / "logs/rank-00003.log"
+    monkeypatch.setenv("BIGTRAIN_LOG", str(tmp_path / "elsewhere"))
+    assert records.own_log(tmp_path, 3) == tmp_path / "elsewhere"

@@ -10,6 +10,7 @@ from bigtrain.models.size import parameter_count
 from bigtrain.verify.layouts import legal_layouts, name
 from bigtrain.verify.shrink import shrunken
 
+MODELS = sorted((Path(__file__).parents[2] / "configs" / "models").glob("*.yaml"))
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
 
 
@@ -30,6 +31,34 @@ def test_a_small_copy_is_small_and_works(path: Path, world_size: int) -> None:
     assert (small.model.kv_heads < small.model.num_attention_heads) == grouped
     assert small.optimizer == big.optimizer
     assert Config.model_validate(small.model_dump()) == small, "`model_copy` checks nothing"
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_a_small_copy_of_every_ready_model(path: Path, world_size: int) -> None:
+    """Some layers keep a window that ends within the sequence, some none; frequencies stay scaled."""
+    words = ["training={output_dir: x, steps: 5, global_batch_size: 8, sequence_length: 4096}"]
+    big = ready(path, *words)
+    small = shrunken(big, world_size, 5, "fp32")
+    validate(small, 1)
+    assert Config.model_validate(small.model_dump()) == small
+    length = small.training.sequence_length
+    assert {bool(window) for window in small.model.windows} == {bool(window) for window in big.model.windows}
+    assert all(window < length for window in small.model.windows if window)
+    assert (small.model.rope_scaling is None) == (big.model.rope_scaling is None)
+    for kept in ("qk_norm", "norm_placement", "zero_centered_norm", "parallel_residual", "partial_rotary_factor"):
+        assert getattr(small.model, kept) == getattr(big.model, kept)
+
+
+def test_longrope_keeps_a_factor_for_each_frequency(tiny: Callable[..., Config]) -> None:
+    factors = f"short_factor: {[1.0 + i for i in range(24)]}, long_factor: {[2.0 + i for i in range(24)]}"
+    scaling = f"{{rope_type: longrope, original_max_position_embeddings: 32, {factors}}}"
+    config = tiny("model.head_dim=64", "model.partial_rotary_factor=0.75", f"model.rope_scaling={scaling}")
+    small = shrunken(config, 2, 5, "fp32")
+    validate(small, 1)
+    assert small.model.rope_scaling is not None
+    assert small.model.rope_scaling.short_factor == [1.0 + 24 * i // 9 for i in range(9)]
+    assert small.model.rope_scaling.original_max_position_embeddings == 8
 
 
 def test_every_legal_layout_is_tried_once(tiny: Callable[..., Config]) -> None:

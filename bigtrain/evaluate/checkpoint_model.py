@@ -1,0 +1,122 @@
+"""A run's checkpoint as a model that continues text: our own model, in any tensor and pipeline layout."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
+
+from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.config import ParallelConfig
+from bigtrain.convert.own_model import own_model
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder
+from bigtrain.errors import ConfigError
+from bigtrain.evaluate.folder_model import chat, ends_beside
+from bigtrain.models.gpt import GPT
+from bigtrain.parallel import compat
+
+
+class CheckpointModel:
+    """See :class:`bigtrain.evaluate.generate.LanguageModel`."""
+
+    def __init__(
+        self, path: Path, tokenizer: Path | None, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+    ) -> None:
+        self._checkpoint = find_checkpoint(path)
+        self._parallel, self._precision = parallel, precision
+        model = model_config(self._checkpoint)
+        if model.num_experts is not None and parallel.tensor > 1:
+            raise ConfigError(
+                f"a mixture of experts is shared out by layers alone here, and {parallel.tensor} processes would share "
+                "each layer: give --pipeline the number of processes (--nproc)"
+            )
+        self._tokenizer = find_tokenizer(run_folder(self._checkpoint, path), tokenizer, model)
+        self._rows = min(self._checkpoint.origin.get("vocab_size", self._tokenizer.vocab_size), model.vocab_size)
+        self._unspoken = set(self._tokenizer.special_tokens.values())
+        self.positions = model.max_position_embeddings
+        self.ends = ends_beside(self._tokenizer.path.parent) | {self._tokenizer.eos_id}
+
+    def encode(self, prompt: str) -> list[int]:
+        """As in training, where nothing but the end of another document stood before a text."""
+        return self._tokenizer.encode(prompt)
+
+    def encode_chat(self, prompt: str) -> list[int]:
+        """By the chat template that came with the tokenizer."""
+        return chat(self._tokenizer.path.parent, prompt)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of what stands for text."""
+        known = self._tokenizer.vocab_size
+        return self._tokenizer.decode([i for i in ids if i < known and i not in self._unspoken])
+
+    @contextmanager
+    def loaded(self) -> Iterator["_Loaded"]:
+        """The weights, on every process its part."""
+        with own_model(self._checkpoint, self._parallel, self._precision) as model:
+            yield _Loaded(model, self._rows)
+
+
+class _Loaded:
+    def __init__(self, model: GPT, rows: int) -> None:
+        self._model, self._rows = model, rows
+        self._last = dist.get_world_size() - 1  # one of the last stage: stages are the slowest axis of the ranks
+
+    def start(self, padding: Tensor, length: int) -> Callable[[Tensor], Tensor | None]:
+        """With Megatron-core's cache of keys and values, for `length` columns."""
+        return _Cached(self._model, self._rows, padding.to(compat.device()), length)
+
+    def agree(self, tokens: Tensor | None, rows: int) -> Tensor:
+        """What the last stage has chosen, on every process."""
+        agreed = torch.empty(rows, dtype=torch.int64, device=compat.device()) if tokens is None else tokens
+        dist.broadcast(agreed, src=self._last)
+        return agreed
+
+
+class _Cached:
+    """The model's answers to a batch of rows, of which it keeps the keys and values.
+
+    All rows share the rotary angle of a column: only differences of positions matter to it, and those are the
+    rows' own whatever stands left of their beginning. Learned positions are counted from there.
+    """
+
+    def __init__(self, model: GPT, rows: int, padding: Tensor, length: int) -> None:
+        """`rows` are those of the vocabulary that are no padding: what an export writes."""
+        self._model, self._rows = model, rows
+        self._padding = padding
+        self._cache = StaticInferenceContext(len(padding), length)
+
+    def __call__(self, ids: Tensor) -> Tensor | None:
+        begin = self._cache.sequence_len_offset
+        end = begin + ids.shape[1]
+        ids = ids.to(compat.device())
+        columns = torch.arange(begin, end, device=ids.device)
+        positions = (columns - self._padding[:, None]).clamp(min=0)
+        mask = _seen(self._padding, columns) if self._padding.any() else None
+        model = self._model
+        if not model.pre_process:
+            model.set_input_tensor(self._receive((end - begin, len(ids), model.config.hidden_size)))
+        out = model(ids, positions, mask, inference_context=self._cache, runtime_gather_output=True)
+        self._cache.sequence_len_offset = end
+        if model.post_process:
+            return out[:, -1, : self._rows]
+        dist.send(out.contiguous(), dist.get_rank() + model.config.tensor_model_parallel_size)
+        return None
+
+    def _receive(self, shape: tuple[int, int, int]) -> Tensor:
+        config = self._model.config
+        hidden = torch.empty(shape, dtype=config.params_dtype, device=compat.device())
+        dist.recv(hidden, dist.get_rank() - config.tensor_model_parallel_size)
+        return hidden
+
+
+def _seen(padding: Tensor, columns: Tensor) -> Tensor:
+    """bool [rows, 1, queries, keys]: what the queries in `columns` see of all columns so far. Padding sees itself, so
+    that its softmax has a sum, and nobody else sees it."""
+    keys = torch.arange(int(columns[-1]) + 1, device=columns.device)
+    itself = keys == columns[:, None]
+    real = keys >= padding[:, None, None]
+    return (((keys <= columns[:, None]) & real) | itself)[:, None]
