@@ -40,7 +40,7 @@ launch: {{checkup_timeout: 0}}
 STRIKES = {  # name: (what it is, the stroke, options of sbatch, overrides)
     "warning": ("USR1, as before a time limit", strikes.warning, [], []),
     "requeue": ("`scontrol requeue`", strikes.requeue, [], []),
-    "preempt": ("preempted by a higher partition", strikes.preempt, ["--partition=low"], []),
+    "preempt": ("preempted by a higher partition", strikes.preempt, [], []),
     "kill_rank": ("a rank killed", strikes.kill_rank, [], []),
     "stop_rank": ("a rank stopped (SIGSTOP)", strikes.stop_rank, [], []),
     "kill_node": ("a node killed", strikes.kill_node, [], []),

@@ -139,6 +139,7 @@ def acted_run(folder: Path) -> dict[str, dict[str, int]]:
                 env["BIGTRAIN_LOG"] = f"{local}/rank-{rank:05d}.log"
             command = [sys.executable, __file__, "--act", local]
             found |= counted(folder, command, env, Path(local, "input"))
+            sys.stderr.write(f"{json.dumps(found)}\n")
     return {process: opened for process, opened in found.items() if process.startswith("rank")}
 
 

@@ -40,7 +40,8 @@ if [ -z "${BIGTRAIN_PYTHON:-}" ]; then
 fi
 command=("$BIGTRAIN_PYTHON" -m bigtrain data prepare "$@")
 
-if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then # this machine, or a shell that srun opened
+interactive=4294967290 # the step of a shell that salloc opens on the first node
+if [ -z "${SLURM_JOB_ID:-}" ] || [ "${SLURM_STEP_ID:-$interactive}" != $interactive ]; then # this machine, or under srun
   exec "${command[@]}"
 fi
 echo "== job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -Is), nodes $SLURM_JOB_NODELIST"

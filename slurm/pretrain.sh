@@ -56,7 +56,8 @@ fi
 command=("$BIGTRAIN_PYTHON" -m bigtrain "${BIGTRAIN_COMMAND:-pretrain}" "$@") # finetune.sh sets another
 if [ -n "${BIGTRAIN_NPROC:-}" ]; then command+=(--nproc "$BIGTRAIN_NPROC"); fi
 
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+interactive=4294967290 # the step of a shell that salloc opens on the first node
+if [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-$interactive}" = $interactive ]; then
   echo "== job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -Is), nodes $SLURM_JOB_NODELIST"
   echo "== $(command -v "$BIGTRAIN_PYTHON"), $("$BIGTRAIN_PYTHON" --version), bigtrain $("$BIGTRAIN_PYTHON" -m bigtrain version)"
   env | grep -E '^(BIGTRAIN|CUDA|DS|GLOO|MASTER|NCCL|OMP|PYTORCH|TORCH)_' | grep -viE 'key|token|secret|passw' | sort || true

@@ -20,6 +20,7 @@ pytest_plugins = ["texts", "s3"]
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 2 cores, often several processes
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; a fifth of a process's start is its import
 
 settings.register_profile("bigtrain", deadline=None)
 settings.load_profile("bigtrain")

@@ -61,8 +61,8 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: It is damaged, or of a format this version does not know.
     """
-    complete = _complete(folder)
-    return read(complete[-1]) if complete else None
+    found = complete(folder)
+    return read(found[-1]) if found else None
 
 
 def read(path: Path) -> Checkpoint:
@@ -123,7 +123,8 @@ def _check_metadata(path: Path, written: int) -> None:
         raise CheckpointError(f"{path} is damaged: its checksum is not that of what was written; {REMEDY}")
 
 
-def _complete(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
+    """The folders of all complete checkpoints in `folder`, the oldest first."""
     return sorted((marker.parent for marker in folder.glob(f"step-*/{MARKER}")), key=lambda path: path.name)
 
 
@@ -166,7 +167,7 @@ def prune(folder: Path, keep_last: int, keep_every: int = 0) -> None:
         keep_last: How many of the newest stay.
         keep_every: Those at multiples of so many steps stay for ever; 0: none.
     """
-    for old in _complete(folder)[:-keep_last] if keep_last else []:
+    for old in complete(folder)[:-keep_last] if keep_last else []:
         if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
             _remove(old)
 

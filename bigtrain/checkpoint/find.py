@@ -20,7 +20,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such folder; give a run's folder or one of its checkpoints")
     if path.name.startswith("step-") or (path / catalog.MARKER).exists():
         return catalog.read(path)
-    folder = _checkpoints(path)
+    folder = checkpoints_of(path)
     found = catalog.newest(folder)
     if found is None:
         unfinished = sorted(part.name for part in folder.glob("*step-*"))
@@ -29,8 +29,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def _checkpoints(path: Path) -> Path:
-    """Where the checkpoints of a run's folder lie; `path` itself, if it is none."""
+def checkpoints_of(path: Path) -> Path:
+    """The folder of a run's checkpoints; `path` itself, if it is no run's."""
     if (path / "checkpoints").is_dir():
         return path / "checkpoints"
     return checkpoint_folder(load_config(path / "config.yaml")) if (path / "config.yaml").is_file() else path

@@ -85,7 +85,7 @@ def _write_weights(
     }
     targets = model_shapes(config)
     plan = pieces(family.weights, model, shapes, targets)
-    split = _split(targets, dtype)
+    split = split_into_files(targets, dtype, FILE_BYTES)
     with ExitStack() as open_files:
         files = {}
         for name, tensors in split.filename_to_tensors.items():
@@ -100,11 +100,16 @@ def _write_weights(
                 files[split.tensor_to_filename[piece.name]].write(piece.name, piece.cut.out_of(values, model))
 
         stream([(_bytes(weights.shapes, wanted[0]), wanted) for wanted in by_source(plan)], write)
+    write_index(folder, split)
+    parameters = sum(torch.Size(shape).numel() for shape in targets.values())
+    return Written(parameters, parameters * dtype.itemsize, len(split.filename_to_tensors))
+
+
+def write_index(folder: Path, split: StateDictSplit) -> None:
+    """Say which file holds which tensor, where there are several."""
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    parameters = sum(torch.Size(shape).numel() for shape in targets.values())
-    return Written(parameters, parameters * dtype.itemsize, len(split.filename_to_tensors))
 
 
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -128,11 +133,12 @@ def _bytes(shapes: Mapping[str, tuple[int, ...]], piece: Piece) -> int:
     return 4 * torch.Size(shapes[piece.source][len(piece.index) :]).numel()
 
 
-def _split(targets: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> StateDictSplit:
+def split_into_files(targets: Mapping[str, tuple[int, ...]], dtype: torch.dtype, file_bytes: int) -> StateDictSplit:
+    """Which tensors of these names and shapes go into which file."""
     return split_state_dict_into_shards_factory(
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in targets.items()},
         get_storage_size=lambda tensor: tensor.nbytes,
         get_storage_id=lambda tensor: None,
         filename_pattern="model{suffix}.safetensors",
-        max_shard_size=FILE_BYTES,
+        max_shard_size=file_bytes,
     )

@@ -71,7 +71,7 @@ def convert_from_hf(
         model = _padded(model, vocab_size)
     with written_aside(output) as aside:
         from bigtrain.convert.folder import Folder
-        from bigtrain.convert.intake import plan_of, write_checkpoint
+        from bigtrain.convert.intake import plan_of, write_intake
         from bigtrain.convert.own_model import own_shapes
         from bigtrain.convert.verify import check_memory, verify_intake
 
@@ -80,11 +80,11 @@ def convert_from_hf(
         source = Folder(folder, family, model.tie_word_embeddings)
         shapes = own_shapes(model)
         plan = plan_of(family, model, shapes, source)
-        tokenizer = _take_tokenizer(folder, aside / "tokenizer", model)
+        tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
         origin = {"family": family.model_type, "vocab_size": config.vocab_size, "sha256": source.digest()}
         origin |= {"folder": folder.resolve().name}
-        final = write_checkpoint(aside / "checkpoints", source, model, plan, shapes, origin)
-        _write_model_file(aside / MODEL_FILE, model, output)
+        final = write_intake(aside / "checkpoints", source, model, plan, shapes, origin)
+        write_model_file(aside / MODEL_FILE, model, output)
         parity = None
         if verify:
             parity = verify_intake(catalog.read(final), folder, origin["sha256"], tokenizer, text, aside)
@@ -97,7 +97,7 @@ def _padded(model: ModelConfig, vocab_size: int) -> ModelConfig:
     return model.model_copy(update={"vocab_size": vocab_size})
 
 
-def _take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer | None:
+def take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer | None:
     """Copy the tokenizer, if there is one; one in an older form is written anew by `transformers`."""
     into.mkdir()
     found = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
@@ -119,7 +119,7 @@ def _take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer |
     return tokenizer
 
 
-def _write_model_file(path: Path, model: ModelConfig, output: Path) -> None:
+def write_model_file(path: Path, model: ModelConfig, output: Path) -> None:
     """The sections that a run from this model extends."""
     sections = {
         "model": model.model_dump(mode="json", exclude_defaults=True),

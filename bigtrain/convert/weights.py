@@ -20,18 +20,20 @@ VOCABULARY = frozenset({"embedding.word_embeddings.weight", "output_layer.weight
 class Weights:
     """The weights in a checkpoint. Its list of tensors is read once; threads may read at the same time."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises:
-        CheckpointError: The list of tensors cannot be read.
+    def __init__(self, checkpoint: Checkpoint, prefix: str = WEIGHTS) -> None:
+        """`prefix` stands before the names of weights there.
+
+        Raises:
+            CheckpointError: The list of tensors cannot be read.
         """
-        self._checkpoint = checkpoint
+        self._checkpoint, self._prefix = checkpoint, prefix
         self._metadata = read_metadata(checkpoint)
         self._reader = reader(checkpoint)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self.shapes: dict[str, tuple[int, ...]] = {
-            name.removeprefix(WEIGHTS): tuple(entry.size)
+            name.removeprefix(prefix): tuple(entry.size)
             for name, entry in self._metadata.state_dict_metadata.items()
-            if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
         """Name and global shape of every weight; the layers' weights are stacked along the first axis, those of
         experts along the second."""
@@ -51,11 +53,11 @@ class Weights:
         inner = shape[len(index) :]
         size = torch.Size((*(1 for _ in index), *inner))
         offset = torch.Size((*index, *(0 for _ in inner)))
-        empty = torch.empty(size, device="meta")
+        box = Holding(self._prefix + name, torch.Size(shape), offset, size, torch.empty(size, device="meta"))
         whole: Tensor | None = None
-        for item, values in self._boxes(LoadPlanner([Holding(WEIGHTS + name, torch.Size(shape), offset, size, empty)])):
+        for item, values in self._boxes(LoadPlanner([box])):
             if values.shape == size:
-                return values.view(inner)
+                return values.to(torch.float32).view(inner)
             whole = torch.empty(size) if whole is None else whole
             part = tuple(slice(at, at + count) for at, count in zip(item.dest_offsets, item.lengths, strict=True))
             whole[part] = values

@@ -8,10 +8,11 @@ from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import Config, load_config
 from bigtrain.config.load import said
 from bigtrain.config.reading import STANDARD_INPUT, Layer
-from bigtrain.convert.source import find_checkpoint, find_tokenizer, model_config, run_folder
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer

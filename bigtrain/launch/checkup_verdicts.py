@@ -15,6 +15,8 @@ CLOCK_SECONDS = 1.0
 """Clocks may differ by so much."""
 _SLOW_NETWORK, _SLOW_DISK = 1 / 2, 1 / 4
 """Shares of the median below which a node is called slow. Disks are shared, and vary more."""
+_USERS = ("Python environment", "run's folder", "data")
+"""What does not mend itself, and is as it is on the nodes of the next start."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Report:
         """Nodes without which the others could start: those with a fault of their own, not one that most have."""
         own = {verdict.node for verdict in self.verdicts if verdict.kind == "bad" and not self._is_common(verdict.what)}
         return [node for node in self.nodes if node in own]
+
+    @property
+    def is_users(self) -> bool:
+        """Whether something is bad that the user, or the site, has to mend: to start again would not."""
+        return any(verdict.kind == "bad" and verdict.what in _USERS for verdict in self.verdicts)
 
     @property
     def slow_nodes(self) -> list[str]:

@@ -2,7 +2,8 @@
 
     launchers end with 0     the run is done
     2, a user's mistake      so does the job: trying again would not help
-    75, asked to stop        back into the queue, unless the job was cancelled or `bigtrain stop` has asked
+    75, asked to stop        back into the queue, unless the job was cancelled or `bigtrain stop` has asked; not when it
+                             was asked soon after its start three times in a row
     otherwise, a fault       again at once on the nodes that answer, if they are enough; else by way of the queue.
                              Not when the run has failed three times in a row at the same step
 
@@ -10,6 +11,7 @@ A node that is lost takes the job with it, and Slurm puts that back into the que
 `--no-kill`: then what is left, and the spare nodes, go on here.
 """
 
+import math
 import shlex
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from bigtrain.errors import EXIT_REQUEUE, EXIT_USER_ERROR, ConfigError, LaunchEr
 from bigtrain.launch import slurm
 from bigtrain.launch.checkup import checkup
 from bigtrain.launch.environment import expand_hosts, gpus_on_node
+from bigtrain.launch.partitions import seconds_of
 from bigtrain.launch.submitted import STOP, submit_again
 from bigtrain.training import records
 
@@ -32,6 +35,14 @@ SAME_STEP = 3
 """Failures in a row without a step in between, after which a run is not started again."""
 _ORDERLY = {"preempt", "stop", "fault"}
 """Events that end a start of a run."""
+_SOON = 300.0
+"""A job that has had fewer seconds, and less than half of its time limit, was told too soon to end."""
+_RUNNING = ("RUNNING", "SIGNALING")
+"""States of a job that Slurm neither ends nor has given up; the second only means that a signal is on its way."""
+_TOLD_SOON = ".told-soon"
+"""A file in the run's folder: how often in a row that was so."""
+_OUTSIDE_STEPS = (None, "4294967290")
+"""Values of SLURM_STEP_ID; the other is that of a shell which `salloc` opens on the first node (slurm.h)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Allocation:
 
 def is_batch_step(env: Mapping[str, str]) -> bool:
     """Whether this process has a job's nodes, but is not on each of them: a batch script, or a shell of `salloc`."""
-    return "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env and "RANK" not in env
+    return "SLURM_JOB_ID" in env and env.get("SLURM_STEP_ID") in _OUTSIDE_STEPS and "RANK" not in env
 
 
 def allocation(config: Config, nproc: int | None, env: Mapping[str, str]) -> Allocation:
@@ -122,8 +133,8 @@ def supervise(config: Config, words: Sequence[str], given: Allocation) -> int:
         if code == EXIT_REQUEUE or (output_dir / STOP).exists():  # a signal may have ended what was just starting
             return _requeue_unless_stopped(config, given)
         _record_fault(output_dir, code, nodes, given)
-        if (state := _state(given)) not in ("RUNNING", None):
-            _say(f"not started again: the job is {state}")
+        if (job := _job(given)) is not None and job.state not in _RUNNING:
+            _say(f"not started again: the job is {job.state}")
             return code
         if loop := _crash_loop(output_dir):
             _say(loop)
@@ -137,16 +148,18 @@ def _fit(config: Config, given: Allocation) -> list[str]:
     """The nodes that have passed the checkup, which one alone does not need.
 
     Raises:
-        LaunchError: it found what no choice of nodes would mend.
+        LaunchError: it found what no choice of nodes would mend; or too few are fit, and to wait will not help.
     """
     seconds = config.launch.checkup_timeout
     if len(given.nodes) == 1 or not seconds:
         return given.nodes
     report = checkup(config, given.nodes, srun_options=given.srun_options, python=given.python, seconds=seconds)
     _say(report.text())
-    if not report.ok and not report.bad_nodes:
+    fit = [node for node in given.nodes if node not in report.bad_nodes]
+    lost = report.is_users and _enough(config, given, fit) is None
+    if not report.ok and (lost or not report.bad_nodes):
         raise LaunchError("the run cannot start on these nodes: see the checkup above")
-    return [node for node in given.nodes if node not in report.bad_nodes]
+    return fit
 
 
 def _run_step(given: Allocation, nodes: Sequence[str], words: Sequence[str], stdin: str) -> int:
@@ -193,10 +206,36 @@ def _requeue_unless_stopped(config: Config, given: Allocation) -> int:
         stop.unlink()
         _say("stopped as asked")
         return EXIT_REQUEUE
-    if (state := _state(given)) not in ("RUNNING", None):
-        _say(f"not put back into the queue: the job is {state}")  # cancelled; or preempted, and Slurm has done it
+    job = _job(given)
+    if job is not None and job.state not in _RUNNING:
+        _say(f"not put back into the queue: the job is {job.state}")  # cancelled; or preempted, and Slurm has done it
         return EXIT_REQUEUE
+    if job is not None and given.is_batch:
+        _give_up_if_told_soon(Path(config.training.output_dir) / _TOLD_SOON, job)
     return _requeue(config, given)
+
+
+def _give_up_if_told_soon(counter: Path, job: slurm.Job) -> None:
+    """Slurm sends the warning at once where its time before the limit is the whole limit, and would do so for ever.
+
+    Raises:
+        LaunchError: this job, too, was told to end soon after its start, as those before it.
+    """
+    used, left = seconds_of(job.used) or 0.0, seconds_of(job.left)
+    limit = math.inf if left is None else used + left
+    if used >= min(_SOON, limit / 2) or limit == math.inf:
+        counter.unlink(missing_ok=True)
+        return
+    count = int(counter.read_text()) + 1 if counter.exists() else 1
+    if count < SAME_STEP:
+        counter.write_text(str(count))
+        return
+    counter.unlink()
+    raise LaunchError(
+        f"job {job.id} had had {used:.0f} seconds of its time limit of {limit:.0f} when it was told to end, and its "
+        "last two starts were as short, so it is not started again: the seconds of sbatch's --signal "
+        "(launch.warning_seconds) must be well below --time. What was done is saved; submit it again with other times"
+    )
 
 
 def _requeue(config: Config, given: Allocation) -> int:
@@ -213,9 +252,8 @@ def _requeue(config: Config, given: Allocation) -> int:
     return EXIT_REQUEUE
 
 
-def _state(given: Allocation) -> str | None:
-    found = slurm.jobs([given.job_id])
-    return next((job.state for job in found.values()), None)
+def _job(given: Allocation) -> slurm.Job | None:
+    return next(iter(slurm.jobs([given.job_id]).values()), None)
 
 
 def _record_fault(output_dir: Path, code: int | None, nodes: Sequence[str], given: Allocation) -> None:

@@ -27,7 +27,7 @@ import plain_t5
 
 pytestmark = pytest.mark.distributed
 
-RECIPE = plain.Recipe(steps=10, sequence_length=48)
+RECIPE = plain.Recipe(steps=6, sequence_length=48)
 FIRST_STEP = 1e-6
 ALL_STEPS = 1e-4
 CONTROLS = 10.0

@@ -111,6 +111,9 @@ def test_of_versions_those_that_most_nodes_have_are_right() -> None:
     two = answers(2)
     two["n2"].environment["torch"] = "2.8"
     assert report(two).bad_nodes == ["n2"]
+    assert report(two).is_users, "they will have the same at the next start"
+    hot = report(answers(1, gpu_faults=["7 uncorrected errors"]))
+    assert (hot.ok, hot.is_users) == (False, False)
 
 
 def test_silent_nodes() -> None:

@@ -226,6 +226,11 @@ def test_no_slurm_here(plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="there is no Slurm here"):
         submit.check_slurm(plan_of())
+    demo = Path(__file__).parents[2] / "configs/runs/demo.yaml"
+    command = [sys.executable, "-m", "bigtrain", "submit", str(demo)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no Slurm here: sbatch is not in PATH. Submit from a login node")
 
 
 @pytest.mark.parametrize(

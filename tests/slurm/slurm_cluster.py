@@ -8,7 +8,6 @@ process and dies with it.
     python tests/slurm/slurm_cluster.py shell          a shell with a cluster around it
 """
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -19,17 +18,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PACKAGES = ["munge", "slurmctld", "slurmd", "slurm-client", "iproute2"]
 NETWORK, BRIDGE, MARK = "10.83.7", "bigtrain0", "# bigtrain test cluster"
 _UP = {"idle", "mixed", "allocated", "completing"}
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None:
-    """Look again and again until `condition` holds.
+def wait_for(what: str, condition: Callable[[], object], seconds: float, every: float = 0.25) -> None:
+    """Look again and again until `condition` holds. To ask Slurm costs some hundredths of a second of a core.
 
     Raises:
         TimeoutError: It has not within `seconds`.
@@ -38,17 +38,22 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come about within {seconds:g} seconds")
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 class Cluster:
-    """Nodes n1 … nN in the partitions `main` (default), `high`, which preempts it, and `low`, which it preempts."""
+    """Nodes n1 … n4 in the partition `main` (default), further ones in `low`; `high` has all, and preempts both.
 
-    def __init__(self, folder: Path, nodes: int = 4, cpus: int = 4, gpus: int = 2) -> None:
+    In `low` a job has its nodes for itself, and what is done to them befalls no other. Several threads may use it.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 4, further: int = 8, cpus: int = 4, gpus: int = 2) -> None:
         self.folder = folder
-        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self.nodes = [f"n{number}" for number in range(1, nodes + further + 1)]
+        self._in_main = nodes
         self._cpus, self._gpus = cpus, gpus
         self.isolated = _can_isolate()
+        self._keeper = ThreadPoolExecutor(1)  # for the kernel the thread that starts a daemon is its parent
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._homes: dict[str, subprocess.Popen[bytes]] = {}
         self._configuration = folder / "slurm.conf"
@@ -70,11 +75,13 @@ class Cluster:
         files = {"key-file": key, "socket": socket_path, "pid-file": self.folder / "munged.pid"}
         files |= {"log-file": self.folder / "munged.log", "seed-file": self.folder / "munge.seed"}
         self._daemon("munged", ["munged", "--foreground", *(f"--{name}={path}" for name, path in files.items())])
-        wait_for("munge", socket_path.exists, 20)
+        wait_for("munge", socket_path.exists, 60)
         self._daemon("slurmctld", ["slurmctld", "-D"])
-        wait_for("the controller", lambda: "is UP" in self.ask("scontrol", "ping", check=False), 30)
+        wait_for("the controller", lambda: "is UP" in self.ask("scontrol", "ping", check=False), 60)
         for node in self.nodes:
-            self.revive(node)
+            self._boot(node)
+        for node in self.nodes:
+            self._await(node)
 
     def stop(self) -> None:
         """End everything."""
@@ -90,6 +97,7 @@ class Cluster:
         if self.isolated:
             subprocess.run(["ip", "link", "del", BRIDGE], check=False)
         self._write_hosts([])
+        self._keeper.shutdown()
 
     def ask(self, *command: str, check: bool = True, **variables: str) -> str:
         """What a command prints, run with this cluster as its Slurm."""
@@ -108,10 +116,8 @@ class Cluster:
 
     def revive(self, node: str) -> None:
         """Start a node, and wait until it is up."""
-        if self.isolated and node not in self._homes:
-            self._build_home(node)
-        self._daemon(node, [*self._inside(node), "env", f"SLURMD_NODENAME={node}", "slurmd", "-D", "-N", node])
-        wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
+        self._boot(node)
+        self._await(node)
 
     def cut(self, node: str) -> None:
         """Pull the plug of its network: nothing is closed, nothing is answered. Without one its processes freeze."""
@@ -120,10 +126,17 @@ class Cluster:
     def repair(self, node: str) -> None:
         """Bring a node back, however it was lost."""
         self._plug(node, "up", signal.SIGCONT)
-        if self._daemons[node].poll() is None:
-            wait_for(f"node {node}", lambda: self._state(node) in _UP, 60)
-        else:
-            self.revive(node)
+        if self._daemons[node].poll() is not None:
+            self._boot(node)
+        self._await(node)
+
+    def _boot(self, node: str) -> None:
+        if self.isolated and node not in self._homes:
+            self._build_home(node)
+        self._daemon(node, [*self._inside(node), "env", f"SLURMD_NODENAME={node}", "slurmd", "-D", "-N", node])
+
+    def _await(self, node: str) -> None:
+        wait_for(f"node {node}", lambda: self._state(node) in _UP, 180)
 
     def _plug(self, node: str, state: str, otherwise: signal.Signals) -> None:
         if self.isolated:
@@ -140,16 +153,24 @@ class Cluster:
         )
 
     def _daemon(self, name: str, command: Sequence[str]) -> None:
-        with (self.folder / f"{name}.out").open("ab") as out:
-            self._daemons[name] = subprocess.Popen(
-                command,
-                env={**os.environ, **self.env},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+        self._daemons[name] = self._start(command, self.folder / f"{name}.out")
+
+    def _start(self, command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+        """In the thread that lives as long as the cluster."""
+
+        def start() -> subprocess.Popen[bytes]:
+            env = {**os.environ, **self.env}
+            with output.open("ab") as out:
+                return subprocess.Popen(
+                    [*_DIE_WITH_PARENT, *command],
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+
+        return self._keeper.submit(start).result()
 
     def _processes(self, node: str) -> Iterator[int]:
         home = self._homes.get(node)
@@ -181,11 +202,10 @@ class Cluster:
         """A host name and a network of its own, kept by a process that sleeps."""
         number = self.nodes.index(node) + 1
         command = ["unshare", "--net", "--uts", "sh", "-c", f"hostname {node} && exec sleep infinity"]
-        home = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
-        self._homes[node] = home
+        home = self._homes[node] = self._start(command, self.folder / f"{node}.out")
         name = ["nsenter", "--target", str(home.pid), "--uts", "hostname"]
         named = lambda: subprocess.run(name, check=False, capture_output=True, text=True).stdout.strip() == node  # noqa: E731
-        wait_for(f"the home of {node}", named, 10)
+        wait_for(f"the home of {node}", named, 60)
         subprocess.run(
             ["ip", "link", "del", f"bt-{node}"], check=False, stderr=subprocess.DEVNULL
         )  # of one that was killed
@@ -204,7 +224,8 @@ class Cluster:
         Path("/etc/hosts").write_text("\n".join([*kept, *named]) + "\n")
 
     def _configure(self) -> None:
-        folder, host, count = self.folder, socket.gethostname().partition(".")[0], len(self.nodes)
+        folder, host = self.folder, socket.gethostname().partition(".")[0]
+        count, in_main = len(self.nodes), self._in_main
         first = _free_ports(count + 2)
         for number in range(self._gpus):
             (folder / f"devices/gpu{number}").symlink_to("/dev/null")
@@ -236,17 +257,19 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
 SlurmdTimeout=10
-KillWait=5
+KillWait=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 PropagateResourceLimits=NONE
 SlurmdParameters=config_overrides
+LaunchParameters=use_interactive_step
+InteractiveStepOptions="--interactive --preserve-env $SHELL"
 GresTypes=gpu
 NodeName=n[1-{count}] {where} {resources}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=10
+PartitionName=main Nodes=n[1-{in_main}] Default=YES PriorityTier=10
 PartitionName=high Nodes=ALL PriorityTier=20
-PartitionName=low Nodes=ALL PriorityTier=1
+PartitionName=low Nodes=n[{in_main + 1}-{count}] PriorityTier=1 OverSubscribe=EXCLUSIVE
 """)
 
 
@@ -303,10 +326,6 @@ def _free_ports(count: int) -> int:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:

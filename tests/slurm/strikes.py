@@ -6,18 +6,19 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from slurm_cluster import Cluster, wait_for
 
-SCRIPT = Path(__file__).parents[2] / "slurm/pretrain.sh"
+SCRIPTS = Path(__file__).parents[2] / "slurm"
 CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
 """What differs between two runs that compute the same."""
-PATIENCE = 150.0
-"""Seconds in which anything here must have happened."""
+PATIENCE = 240.0
+"""Seconds in which anything here must have happened, on a machine that is busy with several runs at once."""
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -42,6 +43,17 @@ class Job:
         return self.cluster.ask(*command, check=False).strip()
 
     @property
+    def told(self) -> str:
+        """Its output so far."""
+        return self.out.read_text() if self.out.exists() else ""
+
+    @property
+    def exit_code(self) -> int:
+        """Of its batch script."""
+        command = ["squeue", "--noheader", "--states=all", "--Format=exit_code", f"--jobs={self.id}"]
+        return int(self.cluster.ask(*command)) // 256
+
+    @property
     def nodes(self) -> list[str]:
         """Where it runs; the first has the batch step."""
         command = ["squeue", "--noheader", "--format=%N", f"--jobs={self.id}"]
@@ -58,12 +70,12 @@ class Job:
 
     def reach(self, step: int) -> None:
         """Wait until a step is done."""
-        wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE)
+        wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE, every=0.05)
 
     def end(self) -> str:
         """Wait until the job is over; gives its state."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", ""}
-        wait_for(f"the end of {self.run.name}", lambda: self.state in ended, PATIENCE)
+        wait_for(f"the end of {self.run.name}", lambda: self.state in ended, PATIENCE, every=0.5)
         return self.state
 
     def pids(self, node: str) -> list[int]:
@@ -82,11 +94,12 @@ class Job:
 
 
 class Runs:
-    """Runs of one configuration on one cluster."""
+    """Runs of one configuration on one cluster, in its partition `low`. May be used from several threads."""
 
     def __init__(self, cluster: Cluster, folder: Path, config: Path, python: str) -> None:
         self.cluster, self.folder, self.config, self._python = cluster, folder, config, python
         self._undisturbed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self._one_at_a_time = Lock()
 
     def submit(
         self,
@@ -97,23 +110,35 @@ class Runs:
         variables: dict[str, str] | None = None,
     ) -> Job:
         """Submit the script as a user does, on two nodes unless `options` say otherwise."""
-        run, out = self.folder / name, self.folder / f"{name}.out"
-        command = ["sbatch", "--parsable", "--nodes=2", f"--output={out}", *options, str(SCRIPT), str(self.config)]
-        variables = {**(variables or {}), "BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
-        told = self.cluster.ask(*command, f"training.output_dir={run}", *overrides, **variables)
-        return Job(self.cluster, told.strip(), run, out)
+        words = [str(self.config), f"training.output_dir={self.folder / name}", *overrides]
+        variables = {**(variables or {}), "BIGTRAIN_NPROC": str(nproc)}
+        return self._sbatch(name, ["--nodes=2", *options], "pretrain.sh", words, variables)
+
+    def prepare(self, name: str, *options: str, words: Sequence[str], python: Path) -> Job:
+        """Submit data preparation."""
+        words = [*words, "--output", str(self.folder / name)]
+        return self._sbatch(name, options, "prepare.sh", words, {"BIGTRAIN_PYTHON": str(python)})
 
     def undisturbed(self, *overrides: str, nproc: int = 2) -> list[dict[str, Any]]:
         """The curve of the same run on this machine alone, left in peace."""
         key = (*overrides, str(nproc))
-        if key not in self._undisturbed:
-            run = self.folder / f"undisturbed-{len(self._undisturbed)}"
-            env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-            env |= {"BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
-            command = ["bash", str(SCRIPT), str(self.config), f"training.output_dir={run}", *overrides]
-            subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-            self._undisturbed[key] = curve(run)
+        with self._one_at_a_time:
+            if key not in self._undisturbed:
+                run = self.folder / f"undisturbed-{len(self._undisturbed)}"
+                env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+                env |= {"BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
+                command = ["bash", str(SCRIPTS / "pretrain.sh"), str(self.config), f"training.output_dir={run}"]
+                subprocess.run([*command, *overrides], env=env, check=True, stdout=subprocess.DEVNULL)
+                self._undisturbed[key] = curve(run)
         return self._undisturbed[key]
+
+    def _sbatch(
+        self, name: str, options: Sequence[str], script: str, words: Sequence[str], variables: dict[str, str]
+    ) -> Job:
+        out = self.folder / f"{name}.out"
+        command = ["sbatch", "--parsable", "--partition=low", f"--output={out}", *options, str(SCRIPTS / script)]
+        told = self.cluster.ask(*command, *words, **{"BIGTRAIN_PYTHON": self._python, **variables})
+        return Job(self.cluster, told.strip(), self.folder / name, out)
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
@@ -143,19 +168,19 @@ class Recovery:
 def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
     """Do it, and measure until the run is further than it was."""
     resumed = len(job.events("resume"))
-    step, began, said = job.step, time.time(), len(job.out.read_text())
+    step, began, said = job.step, time.time(), len(job.told)
     stroke(job)
     seen: list[float] = []
     restarted: list[float] = []
 
     def noticed() -> bool:
         ends = [row["time"] for what in ("fault", "preempt") for row in job.events(what) if row["time"] > began]
-        if ends or job.state not in ("RUNNING",):
+        if ends or job.state not in ("RUNNING", "SIGNALING"):
             seen.append(min(ends, default=time.time()))
         return bool(seen)
 
     def goes_on() -> bool:
-        if not restarted and re.search(r"== (job \d+, start|starting again)", job.out.read_text()[said:]):
+        if not restarted and re.search(r"== (job \d+, start|starting again)", job.told[said:]):
             restarted.append(time.time())
         return len(job.events("resume")) > resumed
 
@@ -205,6 +230,7 @@ def stop_rank(job: Job) -> None:
 
 
 def preempt(job: Job) -> None:
-    """All nodes are wanted by a job of more weight, for a moment."""
-    words = ["--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    """Its nodes are wanted by a job of more weight, for a moment."""
+    nodes = ",".join(job.nodes)
+    words = ["--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null", "--wrap=true"]
     job.cluster.ask("sbatch", "--parsable", *words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, wait_for
-from strikes import Runs
+from strikes import PATIENCE, Runs
 
 pytestmark = pytest.mark.slurm
 
@@ -45,6 +45,22 @@ def test_healthy_nodes(runs: Runs) -> None:
     assert not (runs.folder / "healthy").exists()
 
 
+def test_in_a_shell_on_the_first_node(runs: Runs) -> None:
+    """Where a site says so, `salloc` opens its shell there, in a step which is not that of a run."""
+    shell = runs.folder / "shell"
+    command = [sys.executable, "-m", "bigtrain", "doctor", str(runs.config)]
+    words = [f"training.output_dir={runs.folder / 'interactive'}", "launch.checkup_timeout=60"]
+    shell.write_text(f"#!/bin/sh\necho step $SLURM_STEP_ID\nexec {shlex.join([*command, *words])}\n")
+    shell.chmod(0o755)
+    env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", "SHELL": str(shell)}
+    allocate = ["salloc", "--quiet", "--nodes=2", "--nodelist=n[1-2]"]
+    done = subprocess.run(allocate, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert (first, last) == ("step 4294967290", "all fit")
+    assert " all 2 nodes " in done.stdout
+
+
 def test_gpus_that_slurm_has_and_torch_has_not(runs: Runs) -> None:
     """Its fake ones. A run that asks for GPUs would not start; one that does not says what it computes on."""
     given = {"SALLOC_GPUS_PER_NODE": "2"}
@@ -78,4 +94,4 @@ def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
         assert done.stdout.splitlines()[-1] == "to start without n2: sbatch --exclude=n2, or launch.exclude=n2"
     finally:
         cluster.revive("n2")
-    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), 60)
+    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), PATIENCE)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,9 +100,7 @@ def test_a_run_is_stopped_while_it_starts(bigtrain: Bigtrain, config: Path, clus
     """Signals are lost on processes that do not handle them yet, or end them."""
     job_id = done(bigtrain("submit", config)).strip()
     wait_for("the start", lambda: states(cluster, job_id) == ["RUNNING"], PATIENCE)
-    begin = time.monotonic()
     bigtrain("stop", tmp_path / "run")
-    assert time.monotonic() - begin < 40
     assert states(cluster, job_id) == ["FAILED"]
     assert f"job {job_id} stopped" in done(bigtrain("status", tmp_path / "run"))
     assert not (tmp_path / "run/stop").exists()
@@ -155,7 +152,7 @@ def test_what_follows_a_run_that_fails_is_not_started(bigtrain: Bigtrain, config
     assert watched.returncode == 2
     assert "FAILED (exit code 2)" in watched.stderr
     (follower,) = re.findall(r"then job (\d+):", watched.stderr)
-    wait_for("its end", lambda: states(cluster, follower) == ["CANCELLED"], 30)
+    wait_for("its end", lambda: states(cluster, follower) == ["CANCELLED"], PATIENCE)
 
 
 def test_a_job_that_waits(bigtrain: Bigtrain, config: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -173,7 +170,7 @@ def test_a_job_that_waits(bigtrain: Bigtrain, config: Path, cluster: Cluster, tm
     assert f"job {first} is taken out of the queue" in bigtrain("stop", run).stderr
     assert states(cluster, first) == ["CANCELLED"]
     for job_id in (second, third):
-        wait_for("its end", lambda job_id=job_id: states(cluster, job_id) == ["CANCELLED"], 30)  # type: ignore[misc]
+        wait_for("its end", lambda job_id=job_id: states(cluster, job_id) == ["CANCELLED"], PATIENCE)  # type: ignore[misc]
     assert "has ended (CANCELLED) before the run was done" in refused(bigtrain(*other, "--after", run))
 
 

@@ -1,0 +1,119 @@
+"""GB/s and peak memory of a conversion, beside `from_pretrained` and `save_pretrained` of `transformers`.
+
+A random Llama in bfloat16 goes in and comes out again, and is loaded and saved by `transformers`, in turn, each in a
+process of its own, which reports the seconds of the work alone and the most memory it ever had. What is read comes out
+of the page cache for all. In GB/s of the bfloat16 weights; the checkpoint in between is twice as large, in float32,
+with checksums, and synced to the disk. Nothing is verified. Prints one JSON line.
+
+    python benchmarks/convert.py --parameters 1e9
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import tokenizers
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from bigtrain.convert.export import model_shapes
+from bigtrain.convert.from_hf import convert_from_hf
+from bigtrain.convert.safetensors_file import TensorFile
+from bigtrain.convert.to_hf import convert_to_hf
+
+
+def main() -> None:
+    options = parse_options()
+    if options.work:
+        print(json.dumps(work(options.work, Path(options.folder))))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        shapes = make_model(Path(folder), options.parameters)
+        results: dict[str, list[dict[str, float]]] = {"from_hf": [], "to_hf": [], "transformers": []}
+        for _ in range(options.rounds):
+            for name, found in results.items():
+                found.append(in_a_process(name, folder))
+        source = sum(file.stat().st_size for file in (Path(folder) / "there").glob("*.safetensors"))
+    largest = 4 * max(torch.Size(shape).numel() for shape in shapes.values())
+    speed = {name: source / 1e9 / statistics.median(r["seconds"] for r in found) for name, found in results.items()}
+    peak = {name: max(r["peak_bytes"] for r in found) for name, found in results.items()}
+    result = {
+        "benchmark": "convert",
+        "gb_per_second": speed,
+        "round_trip_ratio": 1 / (1 / speed["from_hf"] + 1 / speed["to_hf"]) / speed["transformers"],
+        "peak_bytes": peak,
+        "bound_bytes": 2 * largest + 500_000_000,
+        "largest_tensor_bytes": largest,
+        "source_bytes": source,
+        "all": results,
+        "load_average": os.getloadavg()[0],
+        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
+    }
+    print(json.dumps(result))
+
+
+def make_model(folder: Path, parameters: float) -> dict[str, tuple[int, ...]]:
+    """A Llama of about so many parameters in `there`, in bfloat16, with a tokenizer; gives its tensors' shapes."""
+    width = 2048
+    layers = max(1, round((parameters - 2 * 32000 * width) / (13 * width * width)))
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    there = folder / "there"
+    config.save_pretrained(there)
+    shapes = model_shapes(config)
+    file = TensorFile(there / "model.safetensors", shapes, torch.bfloat16)
+    for name, shape in shapes.items():
+        file.write(name, torch.randn(shape))
+    file.close()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(there)
+    return shapes
+
+
+def in_a_process(name: str, folder: str) -> dict[str, float]:
+    for left in Path(folder).iterdir():
+        if left.name == {"from_hf": "here", "to_hf": "again", "transformers": "theirs"}[name]:
+            subprocess.run(["rm", "-r", left], check=True)
+    command = [sys.executable, *sys.argv, "--folder", folder, "--work", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(name: str, folder: Path) -> dict[str, float]:
+    began = time.perf_counter()
+    if name == "from_hf":
+        convert_from_hf(folder / "there", folder / "here", verify=False)
+    elif name == "to_hf":
+        convert_to_hf(folder / "here", folder / "again", dtype="bfloat16", verify=False)
+    else:
+        AutoModelForCausalLM.from_pretrained(folder / "there", dtype="auto").save_pretrained(folder / "theirs")
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=float, default=1e9, help="size of the model, about")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="where files are made; default: the system's temporary folder")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
