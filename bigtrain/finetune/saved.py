@@ -31,10 +31,6 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     config = load_config(file, [*_ONE_PROCESS, *overrides])
     if config.finetune.task is None:
         raise ConfigError(f"{run} is a run of pretraining: fine-tune it first, with `bigtrain finetune`")
-    if config.finetune.task == "sequence_to_sequence":
-        raise ConfigError(
-            f"{run} makes texts of texts: have it write them with `bigtrain generate`, and score these predictions"
-        )
     find_init(run)
     return config
 
