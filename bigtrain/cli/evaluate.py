@@ -102,7 +102,8 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
         code = run_workers([sys.executable, "-m", "bigtrain", *words], world, log_dir=folder / "logs")
         if code:
             sys.exit(code)
-    return predictions, config.finetune.task, has_labels(encoded.examples)
+    kind: Any = config.finetune.task
+    return predictions, kind, has_labels(encoded.examples, kind)
 
 
 def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path, stem: str) -> None:
