@@ -85,6 +85,8 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
     predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
     world = world_from_environment(nproc, os.environ)
     validate(config, world.world_size)
+    if world.world_size > 1 and config.finetune.task == "sequence_to_sequence":
+        raise UserError(f"{run} makes texts of texts, and writes them on one process: leave --nproc out")
     encoded = open_examples(config, data, run)
     if not world.is_worker:
         out.print(*encoded.notes, sep="\n", markup=False)
@@ -100,7 +102,8 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
         code = run_workers([sys.executable, "-m", "bigtrain", *words], world, log_dir=folder / "logs")
         if code:
             sys.exit(code)
-    return predictions, config.finetune.task, has_labels(encoded.examples)
+    kind: Any = config.finetune.task
+    return predictions, kind, has_labels(encoded.examples, kind)
 
 
 def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path, stem: str) -> None:

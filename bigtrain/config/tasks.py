@@ -63,7 +63,9 @@ class FinetuneConfig(Section):
     stride: PositiveInt = 128
     """Tokens that two neighbouring windows of a text share, where it does not fit beside a question."""
     prompt: Text = "{source}\n"
-    """What a GPT model continues to make a text of another; the loss is of what follows alone."""
+    """What a GPT continues to make a text of another, or a T5 reads; the loss is of what follows alone."""
+    max_target_length: PositiveInt = 128
+    """Tokens of the longest text that `bigtrain evaluate` has a run make of another."""
 
 
 def columns_of(words: Sequence[str]) -> ColumnsConfig:

@@ -33,6 +33,9 @@ def finetune_problems(config: Config) -> Iterator[str]:
         yield f"finetune.metric={options.metric} is none of finetune.task={task}; try {any_of(list(METRICS[task]))}"
     yield from _held_out(config)
     yield from _labels(config)
+    fits = {"sequence_to_sequence": ("gpt", "t5")}.get(task, ("gpt", "bert"))
+    if config.model.architecture not in fits:
+        yield f"finetune.task={task} is for model.architecture={any_of(fits)}, and it is {config.model.architecture}"
     if config.parallel.context > 1:
         yield (
             f"parallel.context ({config.parallel.context}) cannot be had with finetune.task, whose texts are short; "

@@ -31,6 +31,11 @@ _ALIGNMENT = 8
 """Tokens that a decoder's length is a multiple of: kernels want it, and tensor-parallel processes share it."""
 
 
+def start_id(special_tokens: Mapping[str, int], eos_id: int) -> int:
+    """The token that a decoder starts from: the tokenizer's padding, or the end of a document."""
+    return next((special_tokens[name] for name in _PADDING_NAMES if name in special_tokens), eos_id)
+
+
 class PairLengths(NamedTuple):
     """Tokens of the parts of a sample."""
 
@@ -97,7 +102,7 @@ class Pairs:
         self._denoisers = DENOISERS[config.data.objective]
         self._eos_id = tokenizer.eos_id
         special = tokenizer.special_tokens
-        self._start_id = next((special[name] for name in _PADDING_NAMES if name in special), tokenizer.eos_id)
+        self._start_id = start_id(special, tokenizer.eos_id)
         self._sentinel_ids = list(_sentinels(special))
         modes = dict.fromkeys(d.mode for d in self._denoisers if d.mode is not None)
         self._modes = {mode: special[mode] for mode in modes if mode in special}

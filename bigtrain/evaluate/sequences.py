@@ -15,7 +15,8 @@ def score_sequences(predictions: Predictions, seed: int | None = 0) -> Scores:
     """BLEU and chrF with one reference, on the text as it is; the intervals are sacreBLEU's own bootstrap."""
     (found,), signatures = _paired([predictions])
     scores = {
-        name: Score(result.score, result.mean - result.ci, result.mean + result.ci) for name, result in found.items()
+        name: Score(float(result.score), float(result.mean - result.ci), float(result.mean + result.ci))
+        for name, result in found.items()
     }
     words = [(len(p.split()), len(t.split())) for p, t in zip(predictions.predicted, predictions.truth, strict=True)]
     details = {"signatures": signatures, "length_ratio": sum(p for p, _ in words) / max(sum(t for _, t in words), 1)}
@@ -27,7 +28,7 @@ def score_sequences(predictions: Predictions, seed: int | None = 0) -> Scores:
 def paired_sequences(first: Predictions, second: Predictions) -> dict[str, tuple[float, float]]:
     """Difference of each figure, and the p-value of sacreBLEU's paired bootstrap (Koehn 2004, W04-3250)."""
     (one, other), _ = _paired([first, second])
-    return {name: (other[name].score - one[name].score, float(other[name].p_value)) for name in one}
+    return {name: (float(other[name].score - one[name].score), float(other[name].p_value)) for name in one}
 
 
 def _paired(systems: Sequence[Predictions]) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -12,6 +12,7 @@ from bigtrain.data.batch import Batch
 from bigtrain.data.encoder import EncoderBatch
 from bigtrain.data.loader import CausalBatch
 from bigtrain.data.order import permute
+from bigtrain.data.pair_batches import PairBatch
 from bigtrain.finetune.encode import Encoded, Item
 
 _GRAIN = 8
@@ -55,10 +56,10 @@ class TaskBatches:
     def batches(self, positions: np.ndarray, micro_batch_size: int) -> Sequence[Batch]:
         """The items at `positions`, `micro_batch_size` to a batch."""
         chosen = [self._item(int(position)) for position in positions]
-        longest = max(len(item.ids) for item, _ in chosen)
-        length = min(-(-longest // self._grain) * self._grain, self._config.training.sequence_length)
+        length = self._padded(max(len(item.ids) for item, _ in chosen))
+        targets = self._padded(max(len(item.labels) for item, _ in chosen))
         starts = range(0, len(chosen), micro_batch_size)
-        return [self._batch(chosen[start : start + micro_batch_size], length) for start in starts]
+        return [self._batch(chosen[start : start + micro_batch_size], length, targets) for start in starts]
 
     def _item(self, position: int) -> tuple[Item, bool]:
         """An item, and whether it counts."""
@@ -68,7 +69,12 @@ class TaskBatches:
         epoch, within = divmod(position, count)
         return self.items[int(permute(within, count, self._config.training.seed, epoch))], True
 
-    def _batch(self, chosen: Sequence[tuple[Item, bool]], length: int) -> Batch:
+    def _padded(self, length: int) -> int:
+        return min(-(-length // self._grain) * self._grain, self._config.training.sequence_length)
+
+    def _batch(self, chosen: Sequence[tuple[Item, bool]], length: int, targets: int) -> Batch:
+        if self._config.model.architecture == "t5":
+            return self._pairs(chosen, length, targets)
         per_token = self._config.finetune.task in ("tagging", "sequence_to_sequence")
         ids = torch.full((len(chosen), length), self._pad, dtype=torch.int32)
         targets = length if per_token else len(chosen[0][0].labels)
@@ -88,3 +94,16 @@ class TaskBatches:
         types = (is_text & second).int() if self._config.model.type_vocab_size > 1 else torch.zeros_like(ids)
         mask = None if bool(is_text.all()) else is_text
         return EncoderTask(ids, labels, weights, types, mask, speaks=speaks, lengths=lengths)
+
+    def _pairs(self, chosen: Sequence[tuple[Item, bool]], length: int, targets: int) -> PairBatch:
+        """For an encoder that reads `length` tokens and a decoder that says `targets`."""
+        ids = torch.full((len(chosen), length), self._pad, dtype=torch.int32)
+        said = torch.full((len(chosen), 1 + targets), self._pad, dtype=torch.int32)
+        weights = torch.zeros(len(chosen), targets)
+        for row, (item, counts) in enumerate(chosen):
+            ids[row, : len(item.ids)] = torch.from_numpy(item.ids)
+            said[row, 1 : 1 + len(item.labels)] = torch.from_numpy(item.labels)
+            weights[row, : len(item.labels)] = torch.from_numpy(item.weights) * counts
+        is_text = torch.arange(length) < torch.tensor([len(item.ids) for item, _ in chosen])[:, None]
+        mask = None if bool(is_text.all()) else is_text
+        return PairBatch(ids, said[:, 1:], weights, said[:, :-1], mask)

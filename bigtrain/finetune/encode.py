@@ -2,6 +2,7 @@
 
     gpt   text <eos>                    text <eos> second text <eos>
     bert  [CLS] text [SEP]              [CLS] text [SEP] second text [SEP]
+    t5    text <eos>, and a decoder says another text <eos>
 
 A text is judged at the token that speaks for it: the last one of gpt, which has read all others, and the first of bert.
 """
@@ -15,6 +16,7 @@ import numpy as np
 from bigtrain.config import Config
 from bigtrain.data.examples import Example, Examples
 from bigtrain.data.masked import frame_tokens
+from bigtrain.data.pairs import start_id
 from bigtrain.data.tokenizer import Span, Tokenizer
 from bigtrain.errors import DataError
 
@@ -70,7 +72,8 @@ class Encoder:
             frame = frame_tokens(tokenizer.special_tokens)
             self.begin, self.end, self.pad = [frame.cls], frame.sep, frame.pad
         else:
-            self.begin, self.end, self.pad = [], tokenizer.eos_id, tokenizer.eos_id
+            self.begin, self.end = [], tokenizer.eos_id
+            self.pad = start_id(tokenizer.special_tokens, tokenizer.eos_id)
         self._cut = 0
 
     def encode(self, examples: Examples, class_weights: Sequence[float] | None = None) -> Encoded:
@@ -180,9 +183,18 @@ class Encoder:
             yield Item(number, framed, np.array(ends), weight, speaks, of_first, spans=inside)
 
     def _sequence(self, number: int, example: Example) -> Iterator[Item]:
-        """The prompt, what it is to be continued by, and the end; the loss is of the latter two."""
+        """The prompt, what it is to be continued by, and the end; the loss is of the latter two. An encoder reads the
+        prompt and an end, a decoder says the rest."""
         prompt = self.tokenizer.encode(self.config.finetune.prompt.replace("{source}", example.text))
-        ids = np.array([*prompt, *self.tokenizer.encode(example.pair or ""), self.end], dtype=np.int32)
+        answer = [*self.tokenizer.encode(example.pair or ""), self.end]
+        if self.config.model.architecture == "t5":
+            if max(len(prompt) + 1, len(answer)) > self.length:
+                self._cut += 1
+                return
+            ids = np.array([*prompt, self.end], dtype=np.int32)
+            yield Item(number, ids, np.array(answer), np.ones(len(answer), dtype=np.float32), 0, len(ids))
+            return
+        ids = np.array([*prompt, *answer], dtype=np.int32)
         if len(ids) - 1 > self.length:
             self._cut += 1
             return

@@ -1,6 +1,6 @@
 """A model's outputs for the examples of a file, and what they say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,15 @@ import numpy as np
 from bigtrain.checkpoint import store
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
+from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.inputs import find_init
 from bigtrain.finetune.saved import open_examples
+from bigtrain.finetune.write import write_texts
+from bigtrain.models.build import build_model
 from bigtrain.models.heads import build_with_head, task_losses
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
@@ -78,12 +81,24 @@ def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
     """
     layout = topology.start_processes(config)
     encoded = open_examples(config, data, run)
-    labels: Any = config.finetune.labels or ()
-    heads = {"regression": 1, "question_answering": 2}.get(config.finetune.task or "", len(labels))
-    build: Any = partial(build_with_head, outputs=heads)
+    labels = config.finetune.labels or ()
+    build: Any = build_model
+    if config.finetune.task != "sequence_to_sequence":
+        heads = {"regression": 1, "question_answering": 2}.get(config.finetune.task or "", len(labels))
+        build = partial(build_with_head, outputs=heads)
     engine = Engine(config, layout, build)
     store.load_weights(find_init(run), engine)
-    found = outputs(engine, config, encoded)
-    if found is not None:
+    if config.finetune.task == "sequence_to_sequence":
+        texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"))
+        write_predictions(output, _made(encoded, texts))
+    elif found := outputs(engine, config, encoded):
         write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
     topology.stop_processes()
+
+
+def _made(encoded: Encoded, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of predictions of texts."""
+    for item, text in zip(encoded.items, texts, strict=True):
+        example = encoded.examples.examples[item.example]
+        target = {} if example.pair is None else {"target": example.pair}
+        yield {"id": example.where, "source": example.text, "predicted": text, **target}

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.config import Config, load_config
+from bigtrain.config.tasks import Task
 from bigtrain.data.examples import Examples, check_labels, read_examples
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import CheckpointError, ConfigError
+from bigtrain.evaluate.predictions import truth_of
 from bigtrain.finetune.encode import Encoded, Encoder
 from bigtrain.finetune.inputs import find_init
 
@@ -31,10 +33,6 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     config = load_config(file, [*_ONE_PROCESS, *overrides])
     if config.finetune.task is None:
         raise ConfigError(f"{run} is a run of pretraining: fine-tune it first, with `bigtrain finetune`")
-    if config.finetune.task == "sequence_to_sequence":
-        raise ConfigError(
-            f"{run} makes texts of texts: have it write them with `bigtrain generate`, and score these predictions"
-        )
     find_init(run)
     return config
 
@@ -58,10 +56,9 @@ def _labelled_or_not(config: Config, data: Path) -> Examples:
     options = config.finetune
     assert options.task is not None, "the configuration was checked"
     everything = read_examples(data, options.task, options.columns, labelled=False)
-    return read_examples(data, options.task, options.columns) if has_labels(everything) else everything
+    return read_examples(data, options.task, options.columns) if has_labels(everything, options.task) else everything
 
 
-def has_labels(examples: Examples) -> bool:
+def has_labels(examples: Examples, task: Task) -> bool:
     """Whether some of them say what is right."""
-    fields = ("label", "number", "tags", "answers")
-    return any(getattr(example, name) is not None for example in examples.examples for name in fields)
+    return any(truth_of(example, task) is not None for example in examples.examples)

@@ -22,6 +22,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
@@ -35,6 +36,7 @@ from bigtrain.prepare.train_tokenizer import train_wordpiece
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 import plain_bert
+import plain_t5
 
 pytestmark = pytest.mark.distributed
 
@@ -44,15 +46,16 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
     2: [{"tensor": 2, "sequence": True}, {"tensor": 2}, {"pipeline": 2}, {"zero_stage": 2}],
 }
 TASKS = ["classification", "regression", "tagging", "question_answering"]
-MODELS = ["gpt", "bert"]
+SEQUENCES = "sequence_to_sequence"
+MODELS = [*((architecture, task) for architecture in ("gpt", "bert") for task in TASKS)]
+MODELS += [("gpt", SEQUENCES), ("t5", SEQUENCES)]
 Case = tuple[str, str, int, dict[str, Any]]
 CASES: list[Case] = [
     (architecture, task, nproc, parallel)
     for nproc, layouts in LAYOUTS.items()
     for parallel in layouts
-    for architecture in MODELS
-    for task in TASKS
-    if architecture == "gpt" or "zero_stage" not in parallel
+    for architecture, task in MODELS
+    if (architecture == "gpt" and task != SEQUENCES) or "zero_stage" not in parallel
 ]
 
 WORDS = ["import", "json", "class", "value", "return", "self", "none", "true", "async", "def", "wait", "loop", "event"]
@@ -76,6 +79,8 @@ def write_examples(folder: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["text", "second", "label"])
             writer.writerows(zip(TEXTS, SECOND, values, strict=True))
+    with (folder / f"{SEQUENCES}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("source", "target"), *zip(TEXTS, SECOND, strict=True)])
     sentences = (
         "\n".join(map("\t".join, zip(t.split(), tags, strict=True))) for t, tags in zip(TEXTS, TAGS, strict=True)
     )
@@ -118,6 +123,20 @@ OURS: dict[str, dict[str, Any]] = {
         "gated_mlp": False,
         "linear_bias": True,
     },
+    "t5": {
+        "architecture": "t5",
+        "num_hidden_layers": plain_t5.SHAPES["v1.0"][0],
+        "num_decoder_layers": plain_t5.SHAPES["v1.0"][1],
+        "num_attention_heads": plain_t5.HEADS,
+        "head_dim": plain_t5.HEAD_SIZE,
+        "intermediate_size": 96,
+        "position_embedding": "relative",
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20,
+        "norm_eps": 1e-6,
+        "hidden_act": "relu",
+        "gated_mlp": False,
+    },
 }
 
 
@@ -128,7 +147,7 @@ def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any])
     return {
         "model": SHAPE | OURS[architecture],
         "tokenizer": {"path": str(folder / architecture)},
-        "finetune": {"task": task, "train": str(file), "labels": labels, "columns": columns},
+        "finetune": {"task": task, "train": str(file), "labels": labels, "columns": columns, "prompt": "{source} ="},
         "parallel": parallel,
         "optimizer": {"lr": LR, "betas": [0.9, 0.95], "weight_decay": 0.1},
         "schedule": {"name": "constant"},
@@ -146,6 +165,8 @@ def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any])
 @functools.cache
 def model(architecture: str, task: str) -> Any:
     """A tiny random one with the task's head, in float32."""
+    if architecture == "t5":
+        return plain_t5.t5(SHAPE["vocab_size"], "v1.0")
     torch.manual_seed(7)
     options = {
         **SHAPE,
@@ -158,6 +179,7 @@ def model(architecture: str, task: str) -> Any:
         made = {
             "tagging": LlamaForTokenClassification,
             "question_answering": LlamaForQuestionAnswering,
+            SEQUENCES: LlamaForCausalLM,
         }.get(task, LlamaForSequenceClassification)(llama)
     else:
         bert = BertConfig(**options, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0)
@@ -174,6 +196,8 @@ def model(architecture: str, task: str) -> Any:
 
 def weights(architecture: str, task: str) -> dict[str, Tensor]:
     made = model(architecture, task)
+    if task == SEQUENCES:
+        return plain_t5.megatron_weights(made) if architecture == "t5" else plain.megatron_weights(made)
     answers = task == "question_answering"
     if architecture == "gpt":
         body: Any = SimpleNamespace(config=made.config, model=made.transformer if answers else made.model)
@@ -190,12 +214,14 @@ class Pieces:
     """A text's pieces and their characters, by the tokenizers' own packages; and how texts are framed."""
 
     def __init__(self, architecture: str, folder: Path) -> None:
-        self.bert = architecture == "bert"
+        self.bert, self.t5 = architecture == "bert", architecture == "t5"
         if self.bert:
             self.fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "bert" / "tokenizer.json"))
             self.begin, self.end = self.fast.convert_tokens_to_ids(["[CLS]", "[SEP]"])
         else:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "gpt" / "tokenizer.model"))
+            self.processor = sentencepiece.SentencePieceProcessor(
+                model_file=str(folder / architecture / "tokenizer.model")
+            )
             self.end = self.processor.eos_id()
 
     def of(self, text: str) -> tuple[list[int], list[int]]:
@@ -219,6 +245,8 @@ def tensors(task: str, pieces: Pieces) -> dict[str, Tensor]:
     """The one batch that holds all examples, as `transformers` wants it."""
     rows, firsts, labels = [], [], []
     shift = int(pieces.bert)
+    if task == SEQUENCES:
+        return text_pairs(pieces)
     for i, text in enumerate(TEXTS):
         ids, begins = pieces.of(text)
         first, second = ids, None
@@ -255,6 +283,24 @@ def tensors(task: str, pieces: Pieces) -> dict[str, Tensor]:
     return {**given, "labels": torch.tensor(labels)}
 
 
+def text_pairs(pieces: Pieces) -> dict[str, Tensor]:
+    """Prompts and what is to follow, as one text or as two."""
+    sources = [pieces.of(f"{text} =")[0] for text in TEXTS]
+    targets = [[*pieces.of(text)[0], pieces.end] for text in SECOND]
+    if pieces.t5:
+        rows, labels = [[*source, pieces.end] for source in sources], targets
+    else:
+        rows = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
+        labels = [[*[-100] * len(source), *target] for source, target in zip(sources, targets, strict=True)]
+
+    def padded(lists: list[list[int]], value: int) -> Tensor:
+        longest = max(map(len, lists))
+        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in lists])
+
+    mask = padded([[1] * len(row) for row in rows], 0)
+    return {"input_ids": padded(rows, 0), "attention_mask": mask, "labels": padded(labels, -100)}
+
+
 def loss_without_padding(said: Any, batch: dict[str, Tensor]) -> Tensor:
     """`transformers` looks for answers in padding as well, so that its loss depends on how much there is."""
     hidden = batch["attention_mask"] == 0
@@ -262,8 +308,10 @@ def loss_without_padding(said: Any, batch: dict[str, Tensor]) -> Tensor:
     return (F.cross_entropy(starts, batch["start_positions"]) + F.cross_entropy(ends, batch["end_positions"])) / 2
 
 
-def train_plainly(architecture: str, task: str, batch: dict[str, Tensor]) -> list[tuple[float, float]]:
+def train_plainly(architecture: str, task: str, batch: dict[str, Tensor], start: int) -> list[tuple[float, float]]:
     made = model(architecture, task)
+    if architecture == "t5":
+        made.config.decoder_start_token_id = start
     matrices = [p for p in made.parameters() if p.ndim > 1]
     vectors = [p for p in made.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -286,13 +334,13 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Examples, tokenizers, and the models' weights as checkpoints."""
     made = tmp_path_factory.mktemp("finetune")
     write_examples(made)
-    (made / "gpt").mkdir()
-    shutil.copy(tokenizer, made / "gpt" / "tokenizer.model")
+    for architecture in ("gpt", "t5"):
+        (made / architecture).mkdir()
+        shutil.copy(tokenizer, made / architecture / "tokenizer.model")
     train_wordpiece([*TEXTS, *SECOND], made / "bert", 72)
-    for architecture in MODELS:
-        for task in TASKS:
-            shape = config(made, architecture, task, {})["model"]
-            plain.write_checkpoint(weights(architecture, task), shape, made / "weights" / architecture / task)
+    for architecture, task in MODELS:
+        shape = config(made, architecture, task, {})["model"]
+        plain.write_checkpoint(weights(architecture, task), shape, made / "weights" / architecture / task)
     return made
 
 
@@ -325,9 +373,13 @@ def histories(folder: Path) -> Callable[[int], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def oracle(folder: Path) -> Callable[[str, str], list[tuple[float, float]]]:
     """What the plain loop saw; after the weights were written."""
-    return functools.cache(
-        lambda architecture, task: train_plainly(architecture, task, tensors(task, Pieces(architecture, folder)))
-    )
+
+    @functools.cache
+    def of(architecture: str, task: str) -> list[tuple[float, float]]:
+        pieces = Pieces(architecture, folder)
+        return train_plainly(architecture, task, tensors(task, pieces), pieces.end)
+
+    return of
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case_id(case)) for case in CASES])

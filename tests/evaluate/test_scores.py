@@ -190,6 +190,7 @@ def test_sequences_equal_sacrebleu() -> None:
     assert found.scores["chrf"].value == pytest.approx(sacrebleu.corpus_chrf(SAID, [TRUTH]).score)
     assert "tok:13a" in found.details["signatures"]["bleu"]
     assert found.notes == ["5 predictions are empty"]
+    assert json.loads(json.dumps(found.as_json()))["scores"]["bleu"]["low"] < found.scores["bleu"].value
 
 
 def test_two_models_are_compared() -> None:
