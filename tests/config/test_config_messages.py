@@ -85,7 +85,7 @@ def test_a_config_error_is_the_users() -> None:
         ("optimizer.betas=[2, x]", 'command line: optimizer.betas = [2, "x"]: it takes a list of 2'),
         ("optimizer.betas.0=0.9", "command line: optimizer.betas is a value, not a section: it takes a list of 2"),
         # sections
-        ("model=3", "command line: model = 3: model is a section; give its keys, such as model.vocab_size"),
+        ("model=3", "command line: model = 3: model is a section; give its keys, such as model.architecture"),
         ("model=", "command line: model = null: model is a section"),
         ("model.hidden_size.x=3", "command line: model.hidden_size is a value, not a section: it takes a whole number"),
         # the form of an override
