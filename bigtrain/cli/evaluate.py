@@ -89,7 +89,8 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
         raise UserError(f"{run} makes texts of texts, and writes them on one process: leave --nproc out")
     encoded = open_examples(config, data, run)
     if not world.is_worker:
-        out.print(*encoded.notes, sep="\n", markup=False)
+        for note in encoded.notes:
+            out.print(note, markup=False)
         folder.mkdir(parents=True, exist_ok=True)
     if world.is_worker or world.world_size == 1:
         from bigtrain.finetune.predict import predict_file
@@ -120,7 +121,8 @@ def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path
             for name, value in rows:
                 table.add_row(name, value)
             out.print(table)
-    out.print(*scores["notes"], sep="\n", markup=False)
+    for note in scores["notes"]:
+        out.print(note, markup=False)
     page, file = folder / f"{stem}.html", folder / f"{stem}.scores.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -59,3 +59,11 @@ def test_a_model_file_holds_a_model_alone_that_works(name: str) -> None:
 def test_test_models_split_every_way(name: str) -> None:
     words = [*RUN_WORDS, "parallel={tensor: 2, pipeline: 2, sequence: true}"]
     validate(load_config(CONFIGS / "models" / f"{name}.yaml", words), 4)
+
+
+def test_the_run_of_fine_tuning() -> None:
+    """Its model comes from the checkpoint that it is given."""
+    shape = "model={vocab_size: 512, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
+    config = load_config(CONFIGS / "finetune" / "imdb.yaml", [shape])
+    for world_size in (1, 4):
+        validate(config, world_size)

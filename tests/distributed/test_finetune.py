@@ -43,7 +43,7 @@ pytestmark = pytest.mark.distributed
 STEPS, EXAMPLES, LENGTH, LR = 3, 8, 64, 1e-3
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
     1: [{}, {"zero_stage": 3}],
-    2: [{"tensor": 2, "sequence": True}, {"tensor": 2}, {"pipeline": 2}, {"zero_stage": 2}],
+    2: [{"tensor": 2, "sequence": True}, {"pipeline": 2}, {"zero_stage": 2}],
 }
 TASKS = ["classification", "regression", "tagging", "question_answering"]
 SEQUENCES = "sequence_to_sequence"
@@ -55,7 +55,9 @@ CASES: list[Case] = [
     for nproc, layouts in LAYOUTS.items()
     for parallel in layouts
     for architecture, task in MODELS
-    if (architecture == "gpt" and task != SEQUENCES) or "zero_stage" not in parallel
+    # ZeRO knows no heads, and a number comes from the same place as a class.
+    if (architecture, task) == ("gpt", "classification")
+    or ("zero_stage" not in parallel and (nproc, task) != (2, "regression"))
 ]
 
 WORDS = ["import", "json", "class", "value", "return", "self", "none", "true", "async", "def", "wait", "loop", "event"]
