@@ -66,10 +66,6 @@ def test_a_config_error_is_the_users() -> None:
             "model.rope_scaling.rope_type",
         ),
         (
-            "model.rope_scaling={factor: 2}",
-            "model.rope_scaling.rope_type is missing (linear, llama3, yarn or longrope)",
-        ),
-        (
             "model.rope_scaling={rope_type: yarn, fakt: 2}",
             "command line: unknown key model.rope_scaling.fakt; did you mean model.rope_scaling.factor?",
         ),

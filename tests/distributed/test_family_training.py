@@ -29,7 +29,7 @@ the size of the gradient, and so makes a small one's rounding large."""
 
 CUT = {"tensor": 2, "pipeline": 2}
 NAMES = [name for name in FAMILIES if name not in ("llama-linear", "llama-yarn")]
-"""What is left out differs from Llama in the numbers of a table alone."""
+"""What is left out differs from Llama 3.1 and Phi-3 in numbers alone."""
 LAYOUTS: dict[int, dict[str, list[dict[str, Any]]]] = {
     1: {name: [{}] for name in NAMES},
     2: {
