@@ -155,7 +155,7 @@ def _may_hold_checkpoints(path: Path) -> bool:
 def _check_folder(folder: Path, parallel: ParallelConfig) -> None:
     if parallel.model_parallel_size > 1:
         raise UserError(
-            f"{folder} is a Hugging Face folder, which transformers reads in one process: leave --nproc and parallel.* "
+            f"{folder} is a Hugging Face folder, which transformers reads in one process: leave --nproc and --pipeline "
             "out, or give the run that it came from"
         )
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
