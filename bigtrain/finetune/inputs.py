@@ -1,7 +1,8 @@
 """What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
-from bigtrain.errors import ConfigError, DataError
+from bigtrain.errors import ConfigError, DataError, UserError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
 from bigtrain.training.resume import checkpoint_to_resume
 
@@ -63,7 +64,8 @@ def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
     init = tree.get("init") if isinstance(tree, dict) else None
     if not isinstance(init, str):
         return load_config(path, overrides)
-    shape = model_config(find_init(Path(init))).model_dump(mode="json")
+    with _of_key("finetune.init"):
+        shape = model_config(find_init(Path(init))).model_dump(mode="json")
     return load_config(path, overrides, [Layer(init, {"model": shape})])
 
 
@@ -119,6 +121,15 @@ def resolved(config: Config, inputs: TaskInputs) -> Config:
     return config.model_copy(update={"finetune": config.finetune.model_copy(update=found)})
 
 
+@contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """A mistake in what a key names is told with the key."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
 def _tokenizer(config: Config, init: Checkpoint | None) -> Tokenizer:
     given = Path(config.tokenizer.path) if config.tokenizer.path else None
     if init is not None:
@@ -139,9 +150,11 @@ def _read(config: Config) -> tuple[Examples, Examples | None]:
     options = config.finetune
     assert options.task is not None, "the configuration was validated"
     assert options.train is not None, "the configuration was validated"
-    train = read_examples(Path(options.train), options.task, options.columns)
+    with _of_key("finetune.train"):
+        train = read_examples(Path(options.train), options.task, options.columns)
     if options.validation is not None:
-        return train, read_examples(Path(options.validation), options.task, options.columns)
+        with _of_key("finetune.validation"):
+            return train, read_examples(Path(options.validation), options.task, options.columns)
     if not options.validation_fraction:
         return train, None
     sides: tuple[list[Any], list[Any]] = [], []
