@@ -1,9 +1,7 @@
 """`bigtrain convert …`: to and from Hugging Face."""
 
-from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -65,15 +63,10 @@ def convert_from_hf(
 ) -> None:
     """Write a Hugging Face model as a checkpoint that a run can begin with."""
     from bigtrain.convert.from_hf import convert_from_hf as convert
+    from bigtrain.convert.merge import with_adapter
 
-    with TemporaryDirectory(dir=output.absolute().parent) if adapter else nullcontext() as aside:
-        if adapter is not None and aside is not None:
-            from bigtrain.convert.merge import merge_adapter
-
-            merged = Path(aside) / folder.name
-            merge_adapter(folder, adapter, merged)
-            folder = merged
-        made = convert(folder, output, verify=verify, text=text, vocab_size=vocab_size)
+    with with_adapter(folder, adapter, output) as taken:
+        made = convert(taken, output, verify=verify, text=text, vocab_size=vocab_size)
     out.print(made.describe(), markup=False)
 
 

@@ -70,6 +70,8 @@ def generate(
     from bigtrain.evaluate.generate import open_model
     from bigtrain.evaluate.sampling import Sampling
 
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output} cannot be written: {output.absolute().parent} is no folder")
     texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not texts:
         raise UserError("there is nothing to continue: give --prompt TEXT or --prompts FILE")
@@ -123,14 +125,14 @@ class _Page:
         """Write what there is of the current one; whether that was all of it."""
         waiting = self._waiting[self._current]
         if waiting and not self._begun:
-            out.print(self._prompts[self._current], style="bold", end="", markup=False)
+            out.out(self._prompts[self._current], style="bold", end="", highlight=False)
             self._begun = True
         while waiting:
             piece = waiting.popleft()
             if not piece:
                 out.print()
                 return True
-            out.print(piece, end="", markup=False)
+            out.out(piece, end="", highlight=False)
         return False
 
     def sum_up(self, made: "Sequence[Continuation]", seconds: float) -> None:

@@ -4,12 +4,12 @@ Nothing here imports torch, so that a mistake in a configuration is told in well
 """
 
 from bigtrain.config.load import load_config, parse_config, to_yaml
+from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
     LoggingConfig,
-    ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,

@@ -74,7 +74,9 @@ def _wrong(path: Sequence[str], field: FieldInfo, value: Any, kind: str) -> str:
     shown = repr(value) if isinstance(value, str) else in_yaml(value)  # quotes tell "2" from 2
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     if section := as_section(field):
-        return f"{key} = {shown}: {key} is a section; give its keys, such as {key}.{next(iter(section.model_fields))}"
+        needed = [name for name, below in section.model_fields.items() if below.is_required()]
+        example = next(iter([*needed, *section.model_fields]))
+        return f"{key} = {shown}: {key} is a section; give its keys, such as {key}.{example}"
     if isinstance(value, dict) and get_origin(field.annotation) is not dict:
         return f"{key} is a value, not a section: it takes {takes(field)}"
     what = "a finite number" if kind == "finite_number" else takes(field)

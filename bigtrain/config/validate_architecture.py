@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bigtrain.config.schema import Config, DataConfig, ModelConfig
+from bigtrain.config.model import ModelConfig
+from bigtrain.config.schema import Config, DataConfig
 
 _OF_BERT = {"model": ("type_vocab_size", "add_pooling_layer"), "data": ("mlm_probability", "whole_word_masking")}
 _OF_GPT = {

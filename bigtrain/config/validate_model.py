@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from bigtrain.config.model import ModelConfig, RopeScalingConfig
 from bigtrain.config.reference import any_of
-from bigtrain.config.schema import ModelConfig, RopeScalingConfig
 
 _SCALING_KEYS = {  # what each kind needs, and what else it reads
     "linear": (["factor"], []),

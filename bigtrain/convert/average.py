@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.find import checkpoints_of, find_checkpoint
 from bigtrain.convert.brought import Box, Brought, bring
+from bigtrain.convert.family import OF_TRAINING
 from bigtrain.convert.source import model_config, run_folder
 from bigtrain.errors import CheckpointError, UserError
 
@@ -37,7 +39,7 @@ def average(
     model = model_config(checkpoints[-1])
     newest = checkpoints[-1]
     for other in checkpoints:
-        if other.model != newest.model:
+        if _computed(other) != _computed(newest):
             raise CheckpointError(f"{other.path} and {newest.path} are checkpoints of different models")
     shares = _shares(len(checkpoints), decay)
 
@@ -67,6 +69,11 @@ def average(
         origin={**newest.origin, "mean_of_steps": numbers, "ema": decay},
         state=newest.state,
     )
+
+
+def _computed(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides which weights there are and what is computed with them."""
+    return model_config(checkpoint).model_dump(exclude=set(OF_TRAINING))
 
 
 def _chosen(run: Path, last: int | None, steps: Sequence[int]) -> list[Checkpoint]:

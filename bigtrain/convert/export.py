@@ -9,7 +9,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+)
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
@@ -23,6 +31,8 @@ from bigtrain.data.tokenizer import Tokenizer
 
 FILE_BYTES = 5_000_000_000
 """Weights per file, at most, or one tensor; Hugging Face's own limit."""
+_CLASSES = {"BertForMaskedLM": AutoModelForMaskedLM, "BertForPreTraining": AutoModelForPreTraining}
+"""Those that are no causal language models."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,9 @@ def write_index(folder: Path, split: StateDictSplit) -> None:
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that `transformers` wants to read, from its own model, built without memory; a tied one once."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+        model = _CLASSES.get(config.architectures[0], AutoModelForCausalLM).from_config(config)
+    tied = tuple(model._tied_weights_keys or ()) if config.tie_word_embeddings else ()  # or the ends of their names
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(tied)}
 
 
 def by_source(plan: Sequence[Piece]) -> list[list[Piece]]:

@@ -42,6 +42,8 @@ class Family:
     """Patterns of tensors in files that are no weights: they are computed anew."""
     prefix: str = ""
     """What stands before the body's names, and in some files does not."""
+    head: str = ""
+    """How the names of the head's tensors begin, where a folder may be without all of them: it can be fine-tuned."""
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """The same model in the words of its `config.json`, without tokens and type of the weights."""

@@ -1,5 +1,6 @@
 """From a Hugging Face folder to a checkpoint that a run of any layout can begin with."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from bigtrain.convert.parity import Parity
 from bigtrain.convert.source import MODEL_FILE
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import ConversionError
-from bigtrain.models.size import parameter_count
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -71,15 +71,15 @@ def convert_from_hf(
         model = _padded(model, vocab_size)
     with written_aside(output) as aside:
         from bigtrain.convert.folder import Folder
-        from bigtrain.convert.intake import plan_of, write_intake
+        from bigtrain.convert.intake import plan_of, shapes_there, write_intake
         from bigtrain.convert.own_model import own_shapes
         from bigtrain.convert.verify import check_memory, verify_intake
 
         if verify:
             check_memory(model)
         source = Folder(folder, family, model.tie_word_embeddings)
-        shapes = own_shapes(model)
-        plan = plan_of(family, model, shapes, source)
+        shapes = shapes_there(family, own_shapes(model), source)
+        plan = plan_of(family, model, shapes, source, config.vocab_size)
         tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
         origin = {"family": family.model_type, "vocab_size": config.vocab_size, "sha256": source.digest()}
         origin |= {"folder": folder.resolve().name}
@@ -88,7 +88,8 @@ def convert_from_hf(
         parity = None
         if verify:
             parity = verify_intake(catalog.read(final), folder, origin["sha256"], tokenizer, text, aside)
-    return Taken(output, folder, family.name, parameter_count(model), str(source.dtype).removeprefix("torch."), parity)
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    return Taken(output, folder, family.name, parameters, str(source.dtype).removeprefix("torch."), parity)
 
 
 def _padded(model: ModelConfig, vocab_size: int) -> ModelConfig:
@@ -104,7 +105,7 @@ def take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer | 
     for name in found:
         shutil.copyfile(folder / name, into / name)
     if not {"tokenizer.json", "tokenizer.model"} & set(found):
-        if not (folder / "vocab.json").is_file():
+        if not any((folder / name).is_file() for name in ("vocab.json", "vocab.txt")):
             shutil.rmtree(into)
             return None
         from transformers import AutoTokenizer

@@ -68,7 +68,7 @@ def model_section(path: Path) -> ModelConfig:
         ConfigError: It cannot be read, or says what cannot be.
     """
     section = merge(file_layers(path)).get("model", {})
-    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1}
+    training = {"output_dir": "-", "steps": 1, "global_batch_size": 1, "sequence_length": 1}
     return parse_config({"model": section, "data": {"train": "-"}, "training": training}).model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from bigtrain.config import ModelConfig
-from bigtrain.config.schema import RopeScalingConfig
+from bigtrain.config.model import RopeScalingConfig
 from bigtrain.convert.families import family_of_type
 from bigtrain.convert.family import Family, read_rope_scaling
 from bigtrain.errors import ConversionError

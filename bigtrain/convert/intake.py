@@ -16,14 +16,17 @@ from bigtrain.convert.weights import VOCABULARY
 from bigtrain.errors import ConversionError
 
 
-def plan_of(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], folder: Folder) -> list[Piece]:
+def plan_of(
+    family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], folder: Folder, rows: int
+) -> list[Piece]:
     """Which tensor of the folder goes where, all of them and nothing twice.
 
     Args:
         family: Whose map is read.
-        model: The model's shape; its vocabulary may be larger than the folder's, and the rest is padding.
+        model: The model's shape.
         shapes: Our weights and their global shapes.
         folder: The Hugging Face folder.
+        rows: Of its vocabulary; the model may have more, and the rest is padding.
 
     Raises:
         ConversionError: A tensor is missing, unknown, or of another shape.
@@ -35,11 +38,22 @@ def plan_of(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, 
         raise ConversionError(f"{folder.path} holds {some(extra)}, which no row of the map of {family.name} takes")
     there = dict(folder.shapes)
     for name, piece in found.items():
-        if piece.source in VOCABULARY and there[name][0] <= model.vocab_size:
+        if piece.source in VOCABULARY and there[name][0] == rows:
             there[name] = (model.vocab_size, *there[name][1:])
     for name, shape in misshapen(found, model, shapes, there):
         raise ConversionError(f"{folder.path}: {name} is {there[name]}, and config.json makes it {shape}")
     return list(found.values())
+
+
+def shapes_there(family: Family, shapes: Mapping[str, tuple[int, ...]], folder: Folder) -> dict[str, tuple[int, ...]]:
+    """Our weights without those of the head, where a folder has nothing of it."""
+    if not family.head or any(name.startswith(family.head) for name in folder.shapes):
+        return dict(shapes)
+    return {
+        ours: shape
+        for ours, shape in shapes.items()
+        if not all(name.startswith(family.head) for name in family.weights[ours])
+    }
 
 
 def write_intake(

@@ -1,19 +1,22 @@
 """A map between our weights and a family's, as data, and what must hold of it.
 
 A family's file declares, for each of our weights, which tensors of the family its rows are. Rows are
-indices, so that one declaration reads in both directions: `theirs = ours[rows]`, `ours[rows] = theirs`.
+indices, so that one declaration reads in both directions: `theirs = ours[rows]`, `ours[rows] = theirs`. Nothing here
+needs torch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.config import ModelConfig
 from bigtrain.errors import ConversionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rows = Callable[[ModelConfig], np.ndarray] | None
 """Indices into the first axis of our weight (of one layer's or expert's, where these are stacked); None: all."""
@@ -32,12 +35,12 @@ class Cut:
         shape = ours if self.rows is None else (len(self.rows(model)), *ours[1:])
         return shape[::-1] if self.transposed else shape
 
-    def out_of(self, ours: Tensor, model: ModelConfig) -> Tensor:
+    def out_of(self, ours: "Tensor", model: ModelConfig) -> "Tensor":
         """The tensor, out of our weight; where it can be, a view of it."""
         found = ours if self.rows is None else ours[_index(self.rows(model))]
         return found.T if self.transposed else found
 
-    def into(self, ours: Tensor, theirs: Tensor, model: ModelConfig) -> None:
+    def into(self, ours: "Tensor", theirs: "Tensor", model: ModelConfig) -> None:
         """Put the tensor into its place in our weight."""
         found = theirs.T if self.transposed else theirs
         if self.rows is None:
@@ -46,12 +49,12 @@ class Cut:
             ours[_index(self.rows(model))] = found.to(ours.dtype)
 
 
-def _index(rows: np.ndarray) -> slice | Tensor:
+def _index(rows: np.ndarray) -> slice | np.ndarray:
     """A run of rows as a slice, which copies nothing."""
     first, count = int(rows[0]), len(rows)
     if np.array_equal(rows, np.arange(first, first + count)):
         return slice(first, first + count)
-    return torch.from_numpy(rows)
+    return rows
 
 
 WeightMap = Mapping[str, Mapping[str, Cut]]

@@ -3,9 +3,11 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,24 @@ def merge_adapter(folder: Path, adapter: Path, output: Path) -> int:
             begin, header = headers[places[name]]
             _rewrite(aside / places[name], begin, header[name], partial(read.merged, name))
     return len(read.pairs)
+
+
+@contextmanager
+def with_adapter(folder: Path, adapter: Path | None, output: Path) -> Iterator[Path]:
+    """The folder itself, or, where there is an adapter, one with it merged, which lies beside `output` for a while.
+
+    Raises:
+        ConversionError: As of `merge_adapter`.
+    """
+    if adapter is None:
+        yield folder
+        return
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parent, prefix=f".{output.name}.") as aside:
+        merged = Path(aside) / folder.resolve().name
+        merge_adapter(folder, adapter, merged)
+        yield merged
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """BigTrain's own model: out of a checkpoint, on this process or on several, or as names and shapes without memory."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from bigtrain.config import Config, ModelConfig, ParallelConfig, parse_config, v
 from bigtrain.convert.source import model_config
 from bigtrain.convert.weights import WEIGHTS, read_into
 from bigtrain.errors import UserError
-from bigtrain.models.gpt import GPT, build_gpt
+from bigtrain.models.build import Chunk, build_model
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology
 
@@ -23,17 +23,22 @@ ALONE = ParallelConfig()
 
 @contextmanager
 def own_model(
-    checkpoint: Checkpoint, parallel: ParallelConfig = ALONE, precision: Literal["fp32", "bf16"] = "fp32"
-) -> Iterator[GPT]:
+    checkpoint: Checkpoint,
+    parallel: ParallelConfig = ALONE,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    but: Container[str] = (),
+) -> Iterator[Any]:
     """This process's part of the model, ready to be called; the world ends with the block.
 
-    Alone `model(input_ids, positions, None)` maps [b, s] token ids and positions to [b, s, vocab_size] logits.
+    Alone a GPT maps [b, s] token ids and positions to [b, s, vocab_size] logits by `model(input_ids, positions, None)`;
+    any architecture has `predictions`, see :mod:`bigtrain.models.build`.
 
     Args:
         checkpoint: Where the weights lie.
         parallel: How tensor and pipeline parallel split the model; more than one process must have been started
             for it by a launcher.
         precision: Type of the weights and of what is computed with them.
+        but: Names of weights that are not read, and hold nothing.
 
     Raises:
         ConfigError: The model cannot be split so.
@@ -41,9 +46,9 @@ def own_model(
     """
     config = _config(model_config(checkpoint), parallel, precision)
     with _world(config):
-        (model,) = build_gpt(config)
+        (model,) = build_model(config)
         with topology.together():
-            read_into(checkpoint, _boxes(model))
+            read_into(checkpoint, [box for box in _boxes(model) if box.name.removeprefix(WEIGHTS) not in but])
         yield model.eval()
 
 
@@ -52,7 +57,7 @@ def own_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     config = _config(model, ALONE, "fp32")
     found = {}
     with _world(config), torch.device("meta"):
-        (built,) = build_gpt(config)
+        (built,) = build_model(config)
         for entry in built.sharded_state_dict().values():
             if isinstance(entry, ShardedTensor):
                 found[entry.key] = tuple(entry.global_shape)
@@ -93,7 +98,7 @@ def _config(model: ModelConfig, parallel: ParallelConfig, precision: str) -> Con
     )
 
 
-def _boxes(model: GPT) -> list[Holding]:
+def _boxes(model: Chunk) -> list[Holding]:
     """The parameters' own memory as boxes of the checkpoint's tensors."""
     found = []
     for sharded in sharded_parameters([model]):

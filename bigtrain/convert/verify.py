@@ -9,15 +9,19 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
-from bigtrain.convert.own_model import own_model
+from bigtrain.convert.own_model import own_model, own_shapes
 from bigtrain.convert.parity import Agreement, Parity
 from bigtrain.convert.source import digest_of, model_config
 from bigtrain.convert.texts import Reading, find_reading
 from bigtrain.convert.tokenizer import is_hugging_faces_own
+from bigtrain.convert.weights import Weights
+from bigtrain.data.batch import Batch
+from bigtrain.data.encoder import EncoderBatch
+from bigtrain.data.loader import CausalBatch
 from bigtrain.data.tokenizer import Tokenizer
 from bigtrain.errors import ConversionError
 from bigtrain.models.size import parameter_count
@@ -33,6 +37,8 @@ sizeable part of themselves. 1e-4 lies well away from both.
 """
 
 PARITY = "parity.json"
+_CLASSES = {"BertModel": AutoModel, "BertForMaskedLM": AutoModelForMaskedLM, "BertForPreTraining": AutoModelForMaskedLM}
+"""Those that are no causal language models."""
 _WHAT_ELSE = 2_000_000_000
 """Bytes that a comparison takes beside the weights: the libraries, activations, logits."""
 
@@ -168,14 +174,21 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -
 def _own_logits(
     checkpoint: Checkpoint, dtype: torch.dtype, sequences: Sequence[Tensor], rows: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of the trained model, and of the same with its weights rounded to the saved type; both compute in float32."""
+    """Of the trained model, and of the same with its weights rounded to the saved type; both compute in float32.
+
+    Where a model has no head, of its embedding used as one.
+    """
     device = compat.device()
 
     def read(ids: Tensor) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=device)[None]
-        return model(ids.to(device), positions, None)[0, :, :rows].cpu()
+        batch = _batch(ids.to(device), shape.architecture == "bert")
+        if missing:
+            return (model.hidden_states(batch)[:, 0] @ model.embedding.word_embeddings.weight[:rows].T).cpu()
+        return model.predictions(batch)[0, :, :rows].cpu()
 
-    with own_model(checkpoint) as model:
+    shape = model_config(checkpoint)
+    missing = own_shapes(shape).keys() - Weights(checkpoint).shapes.keys() if shape.architecture == "bert" else set()
+    with own_model(checkpoint, but=missing) as model:
         trained = [read(ids) for ids in sequences]
         if dtype == torch.float32:
             return trained, trained
@@ -184,14 +197,27 @@ def _own_logits(
         return trained, [read(ids) for ids in sequences]
 
 
+def _batch(ids: Tensor, of_bert: bool) -> Batch:
+    """Text to be read, [1, s]; nothing is a target."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    if of_bert:
+        return EncoderBatch(ids, ids, torch.zeros(ids.shape), torch.zeros_like(ids), None)
+    return CausalBatch(ids, ids, torch.zeros(ids.shape), positions)
+
+
 @torch.no_grad()
 def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """And whether the model's output layer is its embedding."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
     way = "eager" if capped else None
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
+    kind = _CLASSES.get((config.architectures or [""])[0], AutoModelForCausalLM)
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
     model = model.to(compat.device()).eval()
+    if kind is AutoModel:
+        embedding = model.get_input_embeddings().weight
+        said = [model(ids.to(compat.device())).last_hidden_state[0] @ embedding.T for ids in sequences]
+        return [logits.float().cpu() for logits in said], True
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
 

@@ -13,7 +13,7 @@ from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner
 from bigtrain.errors import BigTrainError, CheckpointError
 
 WEIGHTS = PREFIXES["weight"]
-VOCABULARY = frozenset({"embedding.word_embeddings.weight", "output_layer.weight"})
+VOCABULARY = frozenset({"embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias"})
 """Weights with a row for each token; the last rows may be padding."""
 
 

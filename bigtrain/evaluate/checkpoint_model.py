@@ -14,7 +14,7 @@ from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
-from bigtrain.errors import ConfigError
+from bigtrain.errors import CheckpointError, ConfigError
 from bigtrain.evaluate.folder_model import chat, ends_beside
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
@@ -29,6 +29,10 @@ class CheckpointModel:
         self._checkpoint = find_checkpoint(path)
         self._parallel, self._precision = parallel, precision
         model = model_config(self._checkpoint)
+        if model.architecture != "gpt":
+            raise CheckpointError(
+                f"{self._checkpoint.path} is of model.architecture={model.architecture}; text is continued by gpt alone"
+            )
         if model.num_experts is not None and parallel.tensor > 1:
             raise ConfigError(
                 f"a mixture of experts is shared out by layers alone here, and {parallel.tensor} processes would share "

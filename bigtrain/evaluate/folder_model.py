@@ -26,8 +26,7 @@ class FolderModel:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{folder}: transformers cannot read it ({error})") from None
         self.positions: int = getattr(config, "max_position_embeddings", sys.maxsize)
-        ends = ends_beside(folder)
-        self.ends = ends if ends or config.eos_token_id is None else frozenset({config.eos_token_id})
+        self.ends = ends_beside(folder) or _as_set(getattr(config, "eos_token_id", None))
 
     def encode(self, prompt: str) -> list[int]:
         """As the folder's tokenizer begins a text, with its token for a beginning where it has one."""
@@ -70,7 +69,10 @@ def ends_beside(folder: Path) -> frozenset[int]:
     """The tokens that end a text, as the generation configuration in a folder says, if there is one."""
     if not (folder / "generation_config.json").is_file():
         return frozenset()
-    ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    return _as_set(GenerationConfig.from_pretrained(folder).eos_token_id)
+
+
+def _as_set(ends: int | list[int] | None) -> frozenset[int]:
     return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
 
 

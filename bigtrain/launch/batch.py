@@ -14,7 +14,7 @@ from submitit.core.utils import FailedJobError
 
 import bigtrain
 from bigtrain.config import Config
-from bigtrain.config.schema import LaunchConfig
+from bigtrain.config.launch import LaunchConfig
 from bigtrain.errors import LaunchError
 from bigtrain.launch import slurm
 

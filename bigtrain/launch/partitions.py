@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from bigtrain.config.schema import LaunchConfig
+from bigtrain.config.launch import LaunchConfig
 from bigtrain.errors import LaunchError
 from bigtrain.launch import slurm
 

@@ -12,7 +12,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch import Tensor, nn
 
 from bigtrain.config import ModelConfig
-from bigtrain.config.schema import RopeScalingConfig
+from bigtrain.config.model import RopeScalingConfig
 
 
 class Rotary(RotaryEmbedding):

@@ -3,7 +3,8 @@
 Of a mixture of experts, memory holds all experts and a token meets the router and `num_experts_per_tok` of them.
 """
 
-from bigtrain.config.schema import Config, ModelConfig
+from bigtrain.config.model import ModelConfig
+from bigtrain.config.schema import Config
 
 
 def parameter_count(model: ModelConfig) -> int:

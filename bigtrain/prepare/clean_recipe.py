@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from bigtrain.config.schema import Fraction, Section, Text
+from bigtrain.config.section import Fraction, Section, Text
 
 Limit = Annotated[float, Field(ge=0)]
 

@@ -36,7 +36,7 @@ from datatrove.utils.lid import LID, FastTextLID
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from bigtrain.config.schema import Section
+from bigtrain.config.section import Section
 from bigtrain.errors import DataError
 from bigtrain.prepare.clean_inputs import open_compressed
 from bigtrain.prepare.clean_load import is_model_file

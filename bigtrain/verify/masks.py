@@ -66,12 +66,12 @@ def verify_masks(config: Config, world_size: int, pinned: Collection[str] = ()) 
         pinned: Axes of `parallel` that are not varied.
 
     Raises:
-        ConfigError: No layout is legal, or the architecture has no causal mask.
+        ConfigError: No layout is legal, or the architecture is not GPT.
     """
     if config.model.architecture != "gpt":
         raise ConfigError(
-            f"model.architecture={config.model.architecture} has no causal mask, which alone is verified; see "
-            "`bigtrain verify-layouts` for whether its layouts agree"
+            f"the causal mask of model.architecture=gpt alone is verified, not what {config.model.architecture} has; "
+            "see `bigtrain verify-layouts` for whether its layouts agree"
         )
     small = shrunken(config, world_size, 1, "fp32")
     causal = _packed(small, "contiguous")

@@ -240,8 +240,8 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "another type": (weights(lambda w: w.update({NORM: torch.ones(48).int()})), f"{NORM} is of type I32"),
     "a vocabulary of another size": (
-        config(vocab_size=430),
-        r"embed_tokens.weight is \(440, 48\), and .*430",
+        config(vocab_size=450),
+        r"embed_tokens.weight is \(440, 48\), and .*450",
     ),
     "a pickle that executes": (pickled(Malicious()), "cannot be read as pickled weights and nothing else"),
     "a pickle of something else": (pickled({"a": 1}), "pytorch_model.bin"),

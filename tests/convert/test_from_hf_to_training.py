@@ -5,7 +5,6 @@ It must be what plain PyTorch makes of the same model in `transformers` with the
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,21 +75,3 @@ def test_trained_on_it_is_what_plain_pytorch_makes_of_it(dataset: Path, tmp_path
         load_file(tmp_path / "again" / "model.safetensors").keys()
         == load_file(tmp_path / "there" / "model.safetensors").keys()
     )
-
-
-def test_another_model_is_not_begun_with(dataset: Path, tmp_path: Path) -> None:
-    FAMILIES["llama"].build().save_pretrained(tmp_path / "there")
-    bigtrain(tmp_path, "convert", "from-hf", "there", "here", "--no-verify")
-    run = {"extends": "here/model.yaml", **RECIPE.sections(dataset, output_dir="run"), "logging": {"wandb": "disabled"}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    for override, words in (
-        (
-            "model.hidden_act=gelu",
-            "initialize_from: .* holds the weights of another model: model.hidden_act",
-        ),
-        ("checkpoint.initialize_from=gone", "checkpoint.initialize_from: gone: no such folder"),
-    ):
-        command = [sys.executable, "-m", "bigtrain", "pretrain", "run.yaml", override]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 2
-        assert re.search(words, " ".join(done.stderr.split())), done.stderr

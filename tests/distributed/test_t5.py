@@ -48,11 +48,11 @@ LAYOUTS: dict[int, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {  # lay
     ],
     2: [
         ({"tensor": 2}, "none", ("v1.0",)),
-        (SEQUENCE, "full", BOTH),
-        ({"pipeline": 2}, "none", BOTH),
+        (SEQUENCE, "full", ("v1.1",)),
+        ({"pipeline": 2}, "none", ("v1.0",)),
         ({"pipeline": 2, "layers_per_stage": [4, 1], "zero_stage": 3}, "full", ("v1.0",)),  # the decoder on both
         ({"pipeline": 2, "layers_per_stage": [1, 5], "zero_stage": 2}, "selective", ("v1.1",)),  # the encoder on both
-        (INTERLEAVED, "none", BOTH),
+        (INTERLEAVED, "none", ("v1.0",)),
         *(({"zero_stage": stage}, "none", ("v1.0",)) for stage in (0, 1, 2, 3)),
     ],
     4: [

@@ -187,3 +187,14 @@ def test_layouts_that_cannot_be(run: Path, make_run: Callable[..., Path]) -> Non
     assert generate(open_model(experts), ["a"], GREEDY, max_new_tokens=4)
     with pytest.raises(ConfigError, match=r"experts .* --pipeline"):
         open_model(experts, parallel=ParallelConfig(tensor=2))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_another_architecture_continues_no_text(architecture: str, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    for path in copy.glob("checkpoints/step-*/complete.json"):
+        marker = json.loads(path.read_text())
+        marker["model"]["architecture"] = architecture
+        path.write_text(json.dumps(marker))
+    with pytest.raises(CheckpointError, match=f"of model.architecture={architecture}; text is continued by gpt alone"):
+        open_model(copy)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bigtrain.config.schema import LaunchConfig
+from bigtrain.config.launch import LaunchConfig
 from bigtrain.errors import LaunchError
 from bigtrain.launch.partitions import Nodes, _nodes, check, seconds_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config import load_config, to_yaml
-from bigtrain.config.schema import LaunchConfig
+from bigtrain.config.launch import LaunchConfig
 from bigtrain.errors import ConfigError, DataError, LaunchError
 from bigtrain.launch import batch, submit
 

@@ -88,9 +88,10 @@ def spare_nodes_take_over_and_then_fewer_will_do(runs: Runs) -> list[Recovery]:
     before = resumed[-1]["step"]
     assert found[:before] == expected[:before]
     assert [row["step"] for row in found] == [row["step"] for row in expected]
-    for row, other in zip(found, expected, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    for row, other in zip(found, expected, strict=True):  # another order of sums, which Adam magnifies
+        near = row["step"] <= before + 20
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5 if near else 1e-3)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3 if near else 3e-2)
     return costs
 
 
@@ -205,8 +206,13 @@ def given_up_when_it_fails_again_and_again(runs: Runs) -> list[Recovery]:
     assert [(row["step"], row["exit_code"]) for row in job.events("fault")] == [(0, 7)] * 3
     assert "the last 3 starts have all failed after step 0" in job.told
 
-    until_told = shlex.join(["sh", "-c", "trap 'exit 75' USR1; sleep 600 & wait", "sh"])
-    job = runs.submit("told-at-once", "--time=10", "--signal=USR1@600", variables={"BIGTRAIN_PREFIX": until_told})
+    # Slurm's own warning may come before there is a step that hears it.
+    up = f"{runs.folder}/up-${{SLURM_RESTART_COUNT:-0}}-$SLURM_NODEID"
+    until_told = shlex.join(["sh", "-c", f"trap 'exit 75' USR1; touch {up}; sleep 600 & wait", "sh"])
+    job = runs.submit("told-at-once", "--time=10", variables={"BIGTRAIN_PREFIX": until_told})
+    for start in range(3):
+        wait_for("both nodes", lambda start=start: len(list(runs.folder.glob(f"up-{start}-*"))) == 2, PATIENCE)  # type: ignore[misc]
+        runs.cluster.ask("scancel", "--signal=USR1", job.id)
     assert job.end() == "FAILED"
     assert job.exit_code == 2
     assert job.told.count("== put back into the queue") == 2

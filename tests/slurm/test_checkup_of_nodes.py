@@ -94,4 +94,5 @@ def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
         assert done.stdout.splitlines()[-1] == "to start without n2: sbatch --exclude=n2, or launch.exclude=n2"
     finally:
         cluster.revive("n2")
-    wait_for("an idle cluster", lambda: "alloc" not in cluster.ask("sinfo", "--noheader", "--format=%T"), PATIENCE)
+    command = ["sinfo", "--noheader", "--partition=main", "--format=%T"]
+    wait_for("idle nodes", lambda: cluster.ask(*command).split() == ["idle"], PATIENCE)

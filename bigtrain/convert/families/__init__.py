@@ -1,6 +1,7 @@
 """The families of models that can come from Hugging Face and go there, one file each."""
 
 from bigtrain.config import ModelConfig
+from bigtrain.convert.families.bert import BERT
 from bigtrain.convert.families.gemma2 import GEMMA2
 from bigtrain.convert.families.gemma3 import GEMMA3
 from bigtrain.convert.families.gpt2 import GPT2
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEOX,
     MIXTRAL,
     QWEN3_MOE,
+    BERT,
 )
 """In the order in which one is looked for that a model fits."""
 

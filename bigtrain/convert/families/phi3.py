@@ -21,9 +21,9 @@ def _write(model: ModelConfig) -> dict[str, Any]:
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     found = read_rope_scaling(config)
-    if found:
-        found["rope_scaling"][_ORIGINAL] = config[_ORIGINAL]
-    return found
+    if not found or found["rope_scaling"]["rope_type"] != "longrope":  # it has no other
+        return {}
+    return {"rope_scaling": {**found["rope_scaling"], _ORIGINAL: config[_ORIGINAL]}}
 
 
 PHI3 = Family(
