@@ -33,8 +33,6 @@ class TaskInputs:
     validation: Encoded | None
     labels: list[str]
     """All classes or tags, in order."""
-    outputs: int
-    """Numbers that the head gives."""
     tokenizer: Tokenizer
     checkpoint: Checkpoint | None
     initial: Checkpoint | None
@@ -105,10 +103,9 @@ def open_task(config: Config) -> TaskInputs:
         "sequence_length": config.training.sequence_length,
         "seed": config.training.seed,
     }
-    outputs = {"regression": 1, "question_answering": 2}.get(options.task or "", len(labels))
     resumed = checkpoint_to_resume(config, identity)
     initial = None if resumed else init
-    return TaskInputs(encoded, held_out, labels, outputs, tokenizer, resumed, initial, identity)
+    return TaskInputs(encoded, held_out, labels, tokenizer, resumed, initial, identity)
 
 
 def resolved(config: Config, inputs: TaskInputs) -> Config:
