@@ -49,6 +49,8 @@ def evaluate(
     from bigtrain.evaluate.score import score
 
     named = columns_of(columns or [])
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; give a fine-tuned run, or predictions as JSON lines")
     if source.is_dir():
         folder = output or source / "evaluation"
         predictions, kind, labelled = _predict(source, data, overrides or [], folder, nproc)

@@ -13,8 +13,7 @@ from bigtrain.finetune.decode import as_predictions, decode
 from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
 from bigtrain.finetune.judged import best_row, exhausted, judged
 from bigtrain.finetune.predict import outputs
-from bigtrain.models.build import build_model
-from bigtrain.models.heads import HEAD, POOLER, build_with_head
+from bigtrain.models.heads import HEAD, POOLER, build_for_task
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 from bigtrain.parallel.topology import Layout
@@ -37,11 +36,7 @@ def finetune(config: Config) -> int:
 
 def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
     """The model with the task's head."""
-    if config.finetune.task == "sequence_to_sequence":
-        build: Any = build_model
-    else:
-        build = partial(build_with_head, outputs=inputs.outputs)
-    return Engine(config, layout, build)
+    return Engine(config, layout, partial(build_for_task, labels=len(inputs.labels)))
 
 
 def load_below_head(initial: Checkpoint, engine: Engine) -> None:

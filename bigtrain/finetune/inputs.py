@@ -1,7 +1,8 @@
 """What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
-from bigtrain.errors import ConfigError, DataError
+from bigtrain.errors import ConfigError, DataError, UserError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
 from bigtrain.training.resume import checkpoint_to_resume
 
@@ -32,8 +33,6 @@ class TaskInputs:
     validation: Encoded | None
     labels: list[str]
     """All classes or tags, in order."""
-    outputs: int
-    """Numbers that the head gives."""
     tokenizer: Tokenizer
     checkpoint: Checkpoint | None
     initial: Checkpoint | None
@@ -63,7 +62,8 @@ def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
     init = tree.get("init") if isinstance(tree, dict) else None
     if not isinstance(init, str):
         return load_config(path, overrides)
-    shape = model_config(find_init(Path(init))).model_dump(mode="json")
+    with _of_key("finetune.init"):
+        shape = model_config(find_init(Path(init))).model_dump(mode="json")
     return load_config(path, overrides, [Layer(init, {"model": shape})])
 
 
@@ -103,10 +103,9 @@ def open_task(config: Config) -> TaskInputs:
         "sequence_length": config.training.sequence_length,
         "seed": config.training.seed,
     }
-    outputs = {"regression": 1, "question_answering": 2}.get(options.task or "", len(labels))
     resumed = checkpoint_to_resume(config, identity)
     initial = None if resumed else init
-    return TaskInputs(encoded, held_out, labels, outputs, tokenizer, resumed, initial, identity)
+    return TaskInputs(encoded, held_out, labels, tokenizer, resumed, initial, identity)
 
 
 def resolved(config: Config, inputs: TaskInputs) -> Config:
@@ -117,6 +116,15 @@ def resolved(config: Config, inputs: TaskInputs) -> Config:
     if config.finetune.task == "question_answering" and config.finetune.unanswerable is None:
         found["unanswerable"] = any(example.answers == () for example in inputs.train.examples.examples)
     return config.model_copy(update={"finetune": config.finetune.model_copy(update=found)})
+
+
+@contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """A mistake in what a key names is told with the key."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{key}: {error}") from None
 
 
 def _tokenizer(config: Config, init: Checkpoint | None) -> Tokenizer:
@@ -139,9 +147,11 @@ def _read(config: Config) -> tuple[Examples, Examples | None]:
     options = config.finetune
     assert options.task is not None, "the configuration was validated"
     assert options.train is not None, "the configuration was validated"
-    train = read_examples(Path(options.train), options.task, options.columns)
+    with _of_key("finetune.train"):
+        train = read_examples(Path(options.train), options.task, options.columns)
     if options.validation is not None:
-        return train, read_examples(Path(options.validation), options.task, options.columns)
+        with _of_key("finetune.validation"):
+            return train, read_examples(Path(options.validation), options.task, options.columns)
     if not options.validation_fraction:
         return train, None
     sides: tuple[list[Any], list[Any]] = [], []

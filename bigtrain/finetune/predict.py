@@ -19,8 +19,7 @@ from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.inputs import find_init
 from bigtrain.finetune.saved import open_examples
 from bigtrain.finetune.write import write_texts
-from bigtrain.models.build import build_model
-from bigtrain.models.heads import build_with_head, task_losses
+from bigtrain.models.heads import build_for_task, task_losses
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
@@ -82,11 +81,7 @@ def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
     layout = topology.start_processes(config)
     encoded = open_examples(config, data, run)
     labels = config.finetune.labels or ()
-    build: Any = build_model
-    if config.finetune.task != "sequence_to_sequence":
-        heads = {"regression": 1, "question_answering": 2}.get(config.finetune.task or "", len(labels))
-        build = partial(build_with_head, outputs=heads)
-    engine = Engine(config, layout, build)
+    engine = Engine(config, layout, partial(build_for_task, labels=len(labels)))
     store.load_weights(find_init(run), engine)
     if config.finetune.task == "sequence_to_sequence":
         texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"))

@@ -5,6 +5,7 @@ What lies below is the model as it is, whatever its architecture; its last chunk
 The head is whole on every process of the tensor group, which all compute the same.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,16 +26,20 @@ POOLER = "pooler."
 """Those of BERT's layer between the first token and the head, which pretraining with a sentence objective has, too."""
 
 
-def build_with_head(config: Config, outputs: int) -> list["TaskChunk"]:
-    """This process's part of the model with a head; see :func:`bigtrain.models.build.build_model`.
+def build_for_task(config: Config, labels: int) -> Sequence[Any]:
+    """This process's part of the model for `finetune.task`; see :func:`bigtrain.models.build.build_model`.
 
     Args:
-        config: The run's; `finetune.task` decides what the head does.
-        outputs: Numbers that it gives: one for each class.
+        config: The run's.
+        labels: How many classes or tags there are.
     """
+    task = config.finetune.task
+    if task == "sequence_to_sequence":
+        return build_model(config)
     # An output layer that is tied is not told from the embedding; one of its own is left out again.
     untied = config.model.model_copy(update={"tie_word_embeddings": False})
     chunks = build_model(config.model_copy(update={"model": untied}))
+    outputs = {"regression": 1, "question_answering": 2}.get(task or "", labels)
     return [TaskChunk(chunk, config, outputs) for chunk in chunks]
 
 

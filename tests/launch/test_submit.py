@@ -115,6 +115,12 @@ def test_the_last_line_starts_what_sbatch_starts_by_hand(plan_of: PlanOf, tmp_pa
     assert not (tmp_path / "run").exists(), "a plan writes nothing"
 
 
+def test_fine_tuning_is_started_by_its_own_command(plan_of: PlanOf) -> None:
+    words = "data.train=null", "finetune={task: classification, train: reviews.csv}"
+    assert "export BIGTRAIN_COMMAND=finetune" in commands(submit.script_text(plan_of(*words)))
+    assert "BIGTRAIN_COMMAND" not in submit.script_text(plan_of())
+
+
 def test_names_with_blanks_and_percent_signs(plan_of: PlanOf, tmp_path: Path) -> None:
     """Slurm takes a percent sign in the name of an output for one of its own patterns."""
     text = submit.script_text(plan_of(f"training.output_dir='{tmp_path}/a %run'"))
