@@ -95,17 +95,28 @@ def test_train_resume_export(config: Path, tmp_path: Path) -> None:
     tool = [sys.executable, ROOT / "tools/convert_to_hf.py", tmp_path / "run", tmp_path / "hf", "--verify"]
     converted = subprocess.run(tool, capture_output=True, text=True, timeout=280, check=False)
     assert converted.returncode == 0, converted.stdout + converted.stderr
-    assert loss_in_transformers(tmp_path / "hf", config) == pytest.approx(validation_loss, rel=1e-5)
+    settings = yaml.safe_load(config.read_text())
+    count = settings["training"]["validation_samples"]
+    assert loss_in_transformers(tmp_path / "hf", settings, count) == pytest.approx(validation_loss, rel=1e-5)
+
+    # What is exported predicts the whole held-out text as plain PyTorch says.
+    length = settings["training"]["sequence_length"]
+    held_out = settings["data"]["validation"]
+    told = succeed(bigtrain("evaluate", tmp_path / "hf", held_out, "--sequence-length", length))
+    assert "bits per byte" in told
+    scores = json.loads((tmp_path / "hf/evaluation/validation.scores.json").read_text())
+    everything = loss_in_transformers(tmp_path / "hf", settings, scores["examples"])
+    assert scores["scores"]["loss"]["value"] == pytest.approx(everything, rel=1e-5)
+    assert scores["scores"]["loss"]["low"] < everything < scores["scores"]["loss"]["high"]
 
 
-def loss_in_transformers(folder: Path, config: Path) -> float:
-    """The validation loss of the exported model, from the same windows read with pyarrow."""
+def loss_in_transformers(folder: Path, settings: dict[str, Any], count: int) -> float:
+    """Of the exported model on the first validation windows, read with pyarrow."""
     sys.path.insert(0, str(ROOT / "tests/distributed"))
     from plain import read_tokens
     from transformers import AutoModelForCausalLM
 
-    settings = yaml.safe_load(config.read_text())
-    length, count = settings["training"]["sequence_length"], settings["training"]["validation_samples"]
+    length = settings["training"]["sequence_length"]
     tokens = read_tokens(Path(settings["data"]["validation"]))
     windows = torch.stack([tokens[i * length : i * length + length + 1] for i in range(count)])
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)

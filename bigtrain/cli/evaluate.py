@@ -15,12 +15,21 @@ from bigtrain.cli.arguments import Overrides, out
 from bigtrain.config.tasks import Task
 from bigtrain.errors import UserError
 
+_OF_FOLDER = "config.json"
+"""A run has a `config.yaml`."""
 TaskName = StrEnum("TaskName", {name: name for name in get_args(Task)})  # type: ignore[misc]
 
 
 def evaluate(
-    source: Annotated[Path, typer.Argument(metavar="RUN|PREDICTIONS", help="A fine-tuned run, or JSON lines.")],
-    data: Annotated[Path | None, typer.Argument(help="Of a run: the examples to judge.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FOLDER|PREDICTIONS", help="A fine-tuned run, a Hugging Face folder, or JSON lines."
+        ),
+    ],
+    data: Annotated[
+        Path | None, typer.Argument(help="Of a run: the examples to judge; of a folder: a prepared dataset.")
+    ] = None,
     overrides: Overrides = None,
     task: Annotated[TaskName | None, typer.Option(help="Of predictions: what was predicted.")] = None,
     labels: Annotated[
@@ -36,10 +45,15 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: RUN/evaluation, or that of PREDICTIONS.")
     ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="Of a folder: tokens of a sample; default: what the model takes, 2048 at most.", min=1),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     nproc: Annotated[int, typer.Option(help="Of a run: processes on this machine.", min=1)] = 1,
 ) -> None:
-    """Have a fine-tuned run judge examples, and score what it, or another model, has predicted.
+    """Have a fine-tuned run judge examples, and score what it, or another model, has predicted; or measure how well a
+    language model in a Hugging Face folder predicts the text of a dataset.
 
     Gives a table here, and writes predictions, all figures as JSON, and a page with pictures.
     """
@@ -51,6 +65,9 @@ def evaluate(
     named = columns_of(columns or [])
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a fine-tuned run, or predictions as JSON lines")
+    if (source / _OF_FOLDER).is_file():
+        _score_text(source, data, sequence_length, output or source / "evaluation", seed)
+        return
     if source.is_dir():
         folder = output or source / "evaluation"
         predictions, kind, labelled = _predict(source, data, overrides or [], folder, nproc)
@@ -67,6 +84,18 @@ def evaluate(
     if against is not None:
         differences = [asdict(row) for row in compare(read_predictions(against, kind, labels, named), found, seed)]
     show(score(found, seed).as_json(), differences, folder, predictions.name.partition(".")[0])
+
+
+def _score_text(model: Path, data: Path | None, sequence_length: int | None, folder: Path, seed: int) -> None:
+    if data is None:
+        raise UserError(
+            f"{model} is a Hugging Face folder: give the dataset that it is to predict, "
+            f"`bigtrain evaluate {model} DATASET`"
+        )
+    from bigtrain.evaluate.perplexity import score_text
+
+    found = score_text(model, data, sequence_length=sequence_length, seed=seed)
+    show(found.as_json(), [], folder, data.resolve().name)
 
 
 def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int) -> tuple[Path, Any, bool]:

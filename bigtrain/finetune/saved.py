@@ -32,7 +32,10 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
         raise CheckpointError(f"{run} is not a run's folder: it has no config.yaml")
     config = load_config(file, [*_ONE_PROCESS, *overrides])
     if config.finetune.task is None:
-        raise ConfigError(f"{run} is a run of pretraining: fine-tune it first, with `bigtrain finetune`")
+        raise ConfigError(
+            f"{run} is a run of pretraining: fine-tune it first, with `bigtrain finetune`; or export it, with "
+            "`bigtrain convert to-hf`, and have the folder predict a dataset"
+        )
     find_init(run)
     return config
 

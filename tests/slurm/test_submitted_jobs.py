@@ -133,16 +133,20 @@ def test_a_sweep_is_an_array(bigtrain: Bigtrain, config: Path, cluster: Cluster,
     assert "starting" in done(bigtrain("logs", folders[0]))
 
 
-def test_pretrain_convert_report(bigtrain: Bigtrain, config: Path, cluster: Cluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    then = ("--then", "convert to-hf {run} {run}/hf", "--then", "report {run}")
-    watched = bigtrain("submit", config, "training.steps=5", *then, "--watch")
+def test_pretrain_convert_evaluate(
+    bigtrain: Bigtrain, config: Path, dataset: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    """What is exported predicts held-out text as well as the run says of itself."""
+    run, held_out = tmp_path / "run", dataset / "validation"
+    then = ("--then", "convert to-hf {run} {run}/hf", "--then", f"evaluate {{run}}/hf {held_out} --sequence-length 16")
+    watched = bigtrain("submit", config, "training.steps=5", f"data.validation={held_out}", *then, "--watch")
     assert done(watched).strip().isdigit()
     followers = re.findall(r"then job (\d+):", watched.stderr)
-    wait_for("the report", lambda: states(cluster, followers[1]) == ["COMPLETED"], PATIENCE)
-    assert (run / "hf/model.safetensors").is_file()
-    assert (run / "report.html").is_file()
+    wait_for("the scores", lambda: states(cluster, followers[1]) == ["COMPLETED"], PATIENCE)
     assert f"then job {followers[0]} COMPLETED  bigtrain convert to-hf {run} {run}/hf" in done(bigtrain("status", run))
+    scores = json.loads((run / "hf/evaluation/validation.scores.json").read_text())["scores"]
+    *_, last = rows(run / "metrics.jsonl")
+    assert scores["loss"]["value"] == pytest.approx(last["validation_loss"], rel=1e-5)
 
 
 def test_what_follows_a_run_that_fails_is_not_started(bigtrain: Bigtrain, config: Path, cluster: Cluster) -> None:
