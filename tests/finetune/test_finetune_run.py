@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def bigtrain(*words: Any) -> subprocess.CompletedProcess[str]:
