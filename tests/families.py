@@ -3,6 +3,7 @@
 Nothing of bigtrain is imported here, and the map from Hugging Face's weights to Megatron-core's is written out by hand.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,8 @@ class Family:
     def build(self) -> PreTrainedModel:
         """In float32, the same at every call; nothing is of a value that would hide that it is not used."""
         torch.manual_seed(7)
-        model = hf.AutoModelForCausalLM.from_config(self.config, attn_implementation="eager")
+        config = copy.deepcopy(self.config)  # what a model is saved as is written into its own
+        model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name or "ln_" in name or name.endswith("bias"):

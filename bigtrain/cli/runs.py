@@ -24,12 +24,11 @@ Processes = Annotated[
 def pretrain(config: ConfigFile, overrides: Overrides = None, nproc: Processes = None) -> None:
     """Pretrain, or continue a run whose folder is there already."""
     from bigtrain.config import load_config
-    from bigtrain.training.inputs import open_inputs
 
     loaded = load_config(config, overrides or [])
     if loaded.finetune.task is not None:
         raise ConfigError(f"{config}: finetune.task is {loaded.finetune.task}; run it with `bigtrain finetune`")
-    _run("pretrain", loaded, nproc, open_inputs, "bigtrain.training.pretrain:pretrain")
+    _run("pretrain", loaded, nproc, "bigtrain.training.inputs:open_inputs", "bigtrain.training.pretrain:pretrain")
 
 
 def finetune(
@@ -46,14 +45,14 @@ def finetune(
     ] = None,
 ) -> None:
     """Fine-tune a model on labelled examples, or continue a run whose folder is there already."""
-    from bigtrain.finetune.inputs import load_task_config, open_task
+    from bigtrain.finetune.inputs import load_task_config
 
     if sweep:
         _sweep(config, overrides or [], sweep, nproc)
     loaded = load_task_config(config, overrides or [])
     if loaded.finetune.task is None:
         raise ConfigError(f"{config}: finetune.task is missing; `bigtrain pretrain` trains without one")
-    _run("finetune", loaded, nproc, open_task, "bigtrain.finetune.finetune:finetune")
+    _run("finetune", loaded, nproc, "bigtrain.finetune.inputs:open_task", "bigtrain.finetune.finetune:finetune")
 
 
 def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: int | None) -> NoReturn:
@@ -81,15 +80,15 @@ def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: i
     sys.exit(0)
 
 
-def _run(command: str, config: Config, nproc: int | None, open_files: Callable[[Config], Any], worker: str) -> NoReturn:
+def _run(command: str, config: Config, nproc: int | None, opener: str, worker: str) -> NoReturn:
     """Start what is to run: on a job's nodes, on this machine, or in this process, which is one of several.
 
     Args:
         command: That of this process, for others.
         config: The run's.
         nproc: As the user says.
-        open_files: Opens and checks what the run reads.
-        worker: `module:function` that runs it, and imports torch.
+        opener: `module:function` that opens and checks what the run reads; imported when the configuration is sound.
+        worker: The same of what runs it, and imports torch.
     """
     from bigtrain.config import to_yaml, validate
     from bigtrain.launch.environment import world_from_environment
@@ -101,19 +100,17 @@ def _run(command: str, config: Config, nproc: int | None, open_files: Callable[[
         from bigtrain.training.preflight import preflight
 
         given = allocation(config, nproc, os.environ)
-        preflight(config, open_files)
+        preflight(config, _function(opener))
         sys.exit(supervise(config, words, given))
     world = world_from_environment(nproc, os.environ, config.parallel.model_parallel_size)
     validate(config, world.world_size)
     if not world.is_worker and world.nnodes == 1:
         from bigtrain.training.preflight import preflight
 
-        preflight(
-            config, open_files
-        )  # before torch is loaded and processes start; of several nodes rank 0 looks for all
+        # Before torch is loaded and processes are started; of several nodes rank 0 looks for all.
+        preflight(config, _function(opener))
     if world.is_worker or world.world_size == 1:
-        module, _, function = worker.partition(":")
-        sys.exit(getattr(import_module(module), function)(config))
+        sys.exit(_function(worker)(config))
     sys.exit(
         run_workers(
             [sys.executable, "-m", "bigtrain", *words],
@@ -122,3 +119,8 @@ def _run(command: str, config: Config, nproc: int | None, open_files: Callable[[
             stdin=to_yaml(config),
         )
     )
+
+
+def _function(place: str) -> Callable[[Config], Any]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

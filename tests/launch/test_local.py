@@ -36,13 +36,22 @@ def test_another_node_counts_on(tmp_path: Path) -> None:
     """Ranks of the second node, where rank 0 listens, and the cores shared between the processes. The logs are there
     because the workers fail."""
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS"
-    program = f"import os; print(*(os.environ[name] for name in {names.split()})); raise SystemExit(3)"
+    program = f"""
+import os, pathlib, time
+print(*(os.environ[name] for name in {names.split()}), flush=True)
+met = pathlib.Path({str(tmp_path / "met")!r})
+(met / os.environ["RANK"]).touch()
+while len(list(met.iterdir())) < 2:
+    time.sleep(0.01)
+raise SystemExit(3)
+"""
+    (tmp_path / "met").mkdir()
     command = [sys.executable, "-c", program]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     world = World(2, nnodes=2, node_rank=1, master_address="n1", master_port=1234)
-    assert run_workers(command, world, log_dir=tmp_path, env=env) == 3
+    assert run_workers(command, world, log_dir=tmp_path / "logs", env=env) == 3
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert logs == {f"rank-0000{2 + n}.log": f"{2 + n} {n} 4 2 n1 1234 {threads}\n" for n in (0, 1)}
 
 

@@ -21,6 +21,11 @@ AT_ONCE = 4
 """Lives, beside the tests: waiting takes most of their time."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The checkup measures how quick nodes are, and has to be last: when no life goes on any more."""
+    items.sort(key=lambda item: item.path.name == "test_checkup_of_nodes.py")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Some nodes; needs root, see `slurm_cluster.py`."""

@@ -47,7 +47,7 @@ class Cluster:
     In `low` a job has its nodes for itself, and what is done to them befalls no other. Several threads may use it.
     """
 
-    def __init__(self, folder: Path, nodes: int = 4, further: int = 8, cpus: int = 4, gpus: int = 2) -> None:
+    def __init__(self, folder: Path, nodes: int = 4, further: int = 14, cpus: int = 4, gpus: int = 2) -> None:
         self.folder = folder
         self.nodes = [f"n{number}" for number in range(1, nodes + further + 1)]
         self._in_main = nodes
