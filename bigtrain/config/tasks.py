@@ -31,15 +31,13 @@ class ColumnsConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """What `bigtrain finetune` learns, from labelled examples, and with which weights it begins. The model's shape and
-    the tokenizer are those of `init`."""
+    """What `bigtrain finetune` learns from labelled examples. It begins with the weights of
+    `checkpoint.initialize_from`, of a fine-tuned run the best; shape and tokenizer are those found there. Default:
+    random weights."""
 
     task: Task | None = None
     """Classes or numbers of texts or pairs of texts; tags of words; answers within a text; texts made of texts.
     Default: this is no fine-tuning, but for `bigtrain pretrain`."""
-    init: Text | None = None
-    """A run's folder (its newest checkpoint; of a fine-tuned one its best) or one checkpoint; default: random
-    weights, of the shape that the `model` section gives."""
     train: Text | None = None
     """Labelled examples: a table (`.csv`, `.tsv`, `.jsonl`, `.parquet`, `.arrow`) with `columns`, for tagging also
     CoNLL, for question answering SQuAD's JSON."""

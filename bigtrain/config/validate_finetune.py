@@ -19,9 +19,8 @@ def finetune_problems(config: Config) -> Iterator[str]:
     """A message for each rule that is broken, where the configuration is one of fine-tuning."""
     options, task = config.finetune, config.finetune.task
     if task is None:
-        given = [key for key in ("init", "train") if getattr(options, key) is not None]
-        if given:
-            yield f"finetune.{given[0]} is given, but not finetune.task: one of {any_of(list(METRICS))}"
+        if options.train is not None:
+            yield f"finetune.train is given, but not finetune.task: one of {any_of(list(METRICS))}"
         return
     if options.train is None:
         yield "finetune.train is missing: give a file of labelled examples"

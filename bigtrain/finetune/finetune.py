@@ -40,7 +40,7 @@ def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
 
 
 def load_below_head(initial: Checkpoint, engine: Engine) -> None:
-    """Fill the engine with the weights of `finetune.init`, which has no such head. All ranks call it."""
+    """Fill the engine with the weights of `checkpoint.initialize_from`, which has no such head. All ranks call it."""
     pools = initial.model.get("add_pooling_layer", False)
     store.load_weights(initial, engine, but=[HEAD] if pools else [HEAD, POOLER])
 

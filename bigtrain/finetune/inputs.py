@@ -1,7 +1,7 @@
 """What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.checkpoint.places import place
 from bigtrain.config import Config, load_config
 from bigtrain.config.load import said
 from bigtrain.config.reading import STANDARD_INPUT, Layer
@@ -21,6 +22,7 @@ from bigtrain.errors import ConfigError, DataError, UserError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
 from bigtrain.training.resume import checkpoint_to_resume
 
+_BEGIN = "checkpoint.initialize_from"
 BEST = "best"
 """Where a run of fine-tuning keeps its best checkpoint."""
 
@@ -51,24 +53,29 @@ class TaskInputs:
 
 
 def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A configuration; of fine-tuning the model's shape is that of the checkpoint `finetune.init`.
+    """A configuration; of fine-tuning the model's shape is that of the checkpoint `checkpoint.initialize_from`.
 
     Raises:
         UserError: It cannot be read, or there is no such checkpoint.
     """
     if path == STANDARD_INPUT:  # from a process that has made it whole
         return load_config(path, overrides)
-    tree = said(path, overrides).get("finetune")
-    init = tree.get("init") if isinstance(tree, dict) else None
-    if not isinstance(init, str):
+    tree = said(path, overrides)
+    task, begin = (_said_of(tree, *keys) for keys in (("finetune", "task"), ("checkpoint", "initialize_from")))
+    if task is None or not isinstance(begin, str):
         return load_config(path, overrides)
-    with _of_key("finetune.init"):
-        shape = model_config(find_init(Path(init))).model_dump(mode="json")
-    return load_config(path, overrides, [Layer(init, {"model": shape})])
+    with _of_key(_BEGIN):
+        shape = model_config(find_best(place(begin))).model_dump(mode="json")
+    return load_config(path, overrides, [Layer(begin, {"model": shape})])
 
 
-def find_init(path: Path) -> Checkpoint:
-    """The checkpoint that `finetune.init` means: of a fine-tuned run its best.
+def _said_of(tree: Mapping[str, Any], section: str, key: str) -> Any:
+    below = tree.get(section)
+    return below.get(key) if isinstance(below, Mapping) else None
+
+
+def find_best(path: Path) -> Checkpoint:
+    """The checkpoint that a folder means: of a fine-tuned run its best.
 
     Raises:
         CheckpointError: There is none.
@@ -84,8 +91,10 @@ def open_task(config: Config) -> TaskInputs:
         UserError: Naming the key or file and what would be right.
     """
     options = config.finetune
-    init = find_init(Path(options.init)) if options.init else None
-    tokenizer = _tokenizer(config, init)
+    begin = config.checkpoint.initialize_from
+    with _of_key(_BEGIN):
+        initial = find_best(place(begin)) if begin else None
+    tokenizer = _tokenizer(config, initial)
     train, validation = _read(config)
     labels = list(options.labels or labels_of(train))
     if options.task in ("classification", "tagging"):
@@ -104,7 +113,7 @@ def open_task(config: Config) -> TaskInputs:
         "seed": config.training.seed,
     }
     resumed = checkpoint_to_resume(config, identity)
-    initial = None if resumed else init
+    initial = None if resumed else initial
     return TaskInputs(encoded, held_out, labels, tokenizer, resumed, initial, identity)
 
 
@@ -127,13 +136,13 @@ def _of_key(key: str) -> Iterator[None]:
         raise type(error)(f"{key}: {error}") from None
 
 
-def _tokenizer(config: Config, init: Checkpoint | None) -> Tokenizer:
+def _tokenizer(config: Config, initial: Checkpoint | None) -> Tokenizer:
     given = Path(config.tokenizer.path) if config.tokenizer.path else None
-    if init is not None:
-        run = run_folder(init, Path(config.finetune.init or ""))
+    if initial is not None:
+        run = run_folder(initial, Path(config.checkpoint.initialize_from or ""))
         return find_tokenizer(run, given, config.model)
     if given is None:
-        raise ConfigError("tokenizer.path is missing: with random weights (no finetune.init) no run's folder has one")
+        raise ConfigError(f"tokenizer.path is missing: with random weights (no {_BEGIN}) no run's folder has one")
     found = load_tokenizer(given)
     if found.vocab_size > config.model.vocab_size:
         raise ConfigError(

@@ -16,7 +16,7 @@ from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
-from bigtrain.finetune.inputs import find_init
+from bigtrain.finetune.inputs import find_best
 from bigtrain.finetune.saved import open_examples
 from bigtrain.finetune.write import write_texts
 from bigtrain.models.heads import build_for_task, task_losses
@@ -82,7 +82,7 @@ def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
     encoded = open_examples(config, data, run)
     labels = config.finetune.labels or ()
     engine = Engine(config, layout, partial(build_for_task, labels=len(labels)))
-    store.load_weights(find_init(run), engine)
+    store.load_weights(find_best(run), engine)
     if config.finetune.task == "sequence_to_sequence":
         texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"))
         write_predictions(output, _made(encoded, texts))

@@ -10,7 +10,7 @@ from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import CheckpointError, ConfigError
 from bigtrain.evaluate.predictions import truth_of
 from bigtrain.finetune.encode import Encoded, Encoder
-from bigtrain.finetune.inputs import find_init
+from bigtrain.finetune.inputs import find_best
 
 _ONE_PROCESS = (
     "parallel.tensor=1",
@@ -36,7 +36,7 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
             f"{run} is a run of pretraining: fine-tune it first, with `bigtrain finetune`; or export it, with "
             "`bigtrain convert to-hf`, and have the folder predict a dataset"
         )
-    find_init(run)
+    find_best(run)
     return config
 
 

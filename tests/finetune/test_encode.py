@@ -185,6 +185,8 @@ def test_rules_of_the_configuration(configured: Configured, tmp_path: Path) -> N
     assert "finetune.labels is for classes and tags" in problems("regression", labels=["a", "b"])
     assert "finetune.prompt must have {source} once" in problems("sequence_to_sequence", prompt="x")
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump({"finetune": {"task": "tagging", "init": str(tmp_path / "none")}}))
+    path.write_text(
+        yaml.safe_dump({"finetune": {"task": "tagging"}, "checkpoint": {"initialize_from": str(tmp_path / "none")}})
+    )
     with pytest.raises(Exception, match="none: no such folder"):
         load_task_config(path, [])

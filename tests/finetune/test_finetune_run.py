@@ -118,7 +118,8 @@ def test_the_road_from_examples_to_scores(folder: Path) -> None:
     other = folder / "other.yaml"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["model"], config["tokenizer"]
-    config["finetune"] = {"task": "regression", "init": str(run), "train": str(numbers)}
+    config["finetune"] = {"task": "regression", "train": str(numbers)}
+    config["checkpoint"] = {**config.get("checkpoint", {}), "initialize_from": str(run)}
     config["training"] |= {"output_dir": str(folder / "other"), "steps": 1}
     other.write_text(yaml.safe_dump(config))
     succeed("finetune", other)
