@@ -73,7 +73,7 @@ def steps(case: dict[str, Any]) -> list[tuple[float, float, float]]:
     layout = topology.start_processes(config)
     validate(config, layout.world_size)
     engine = Engine(config, layout)
-    batches = [CausalBatch(*fields) for fields in torch.load(folder / case["tensors"])]
+    batches = [CausalBatch(**fields) for fields in torch.load(folder / case["tensors"])]
     targets, found = float(sum(batch.loss_mask.sum() for batch in batches)), []
     for step in range(2):
         before = engine.evaluate(batches)

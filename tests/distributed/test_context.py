@@ -95,7 +95,7 @@ def seen(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) 
     (folder / "run.yaml").write_text(to_yaml(config))
     torch.save(whole_tensors(), folder / "attention.pt")
     torch.save(texts(config), folder / "texts.pt")
-    torch.save([list(vars(batch).values()) for batch in step_batches(config)], folder / "batches.pt")
+    torch.save([vars(batch) for batch in step_batches(config)], folder / "batches.pt")
     cases: dict[str, Any] = {
         f"attention-{size}": {"kind": "attention", "words": [f"parallel.context={size}"], "tensors": "attention.pt"}
         for size in (2, 4)

@@ -43,6 +43,11 @@ class Job:
         return self.cluster.ask(*command, check=False).strip()
 
     @property
+    def standing(self) -> str:
+        """All jobs and nodes, as Slurm tells them."""
+        return self.cluster.ask("squeue", "--states=all") + self.cluster.ask("sinfo", "--Node", "--long")
+
+    @property
     def told(self) -> str:
         """Its output so far."""
         return self.out.read_text() if self.out.exists() else ""
@@ -184,8 +189,11 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
             restarted.append(time.time())
         return len(job.events("resume")) > resumed
 
-    wait_for(f"{name}: somebody notices", noticed, PATIENCE)
-    wait_for(f"{name}: the run goes on", goes_on, PATIENCE)
+    try:
+        wait_for(f"{name}: somebody notices", noticed, PATIENCE)
+        wait_for(f"{name}: the run goes on", goes_on, PATIENCE)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {job.standing}\n{job.told[-3000:]}") from None
     back = job.events("resume")[resumed]
     job.reach(step + 1)
     return Recovery(

@@ -72,12 +72,12 @@ def test_gpus_that_slurm_has_and_torch_has_not(runs: Runs) -> None:
     assert done.stdout.splitlines()[-1] == "no fault of single nodes, and to be mended for all: GPUs"
 
 
-def test_a_folder_that_is_not_shared(runs: Runs) -> None:
+def test_a_folder_that_is_not_shared(runs: Runs, tmp_path: Path) -> None:
     """Each node starts in a folder of its own, as one on its own disk is."""
     for node in runs.cluster.nodes:
-        (runs.folder / "apart" / node / "run").mkdir(parents=True)
-    prefix = ["sh", "-c", f'cd {runs.folder}/apart/$SLURMD_NODENAME && exec "$@"', "sh"]
-    done = doctor(runs, "/proc/self/cwd/run", cwd=runs.folder / "apart/n1", BIGTRAIN_PREFIX=shlex.join(prefix))
+        (tmp_path / node / "run").mkdir(parents=True)
+    prefix = ["sh", "-c", f'cd {tmp_path}/$SLURMD_NODENAME && exec "$@"', "sh"]
+    done = doctor(runs, "/proc/self/cwd/run", cwd=tmp_path / "n1", BIGTRAIN_PREFIX=shlex.join(prefix))
     assert done.returncode == 2, done.stdout + done.stderr
     assert (
         "training.output_dir is another folder here than where the job's first process runs: not shared" in done.stdout
