@@ -125,7 +125,7 @@ def write_index(folder: Path, split: StateDictSplit) -> None:
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that `transformers` wants to read, from its own model, built without memory; a tied one once."""
     with torch.device("meta"):
-        model = _CLASSES.get(config.architectures[0], AutoModelForCausalLM).from_config(config)
+        model = _CLASSES.get((config.architectures or [""])[0], AutoModelForCausalLM).from_config(config)
     tied = tuple(model._tied_weights_keys or ()) if config.tie_word_embeddings else ()  # or the ends of their names
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(tied)}
 
