@@ -17,7 +17,7 @@ from slurm_cluster import Cluster, wait_for
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
 """What differs between two runs that compute the same."""
-PATIENCE = 240.0
+PATIENCE = 400.0
 """Seconds in which anything here must have happened, on a machine that is busy with several runs at once."""
 
 
