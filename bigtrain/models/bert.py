@@ -17,15 +17,12 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
-    RowParallelLinear,
     gather_from_sequence_parallel_region,
 )
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import (
     TransformerBlock,
     TransformerBlockSubmodules,
@@ -35,8 +32,8 @@ from torch import Tensor, nn
 
 from bigtrain.config import Config
 from bigtrain.data.encoder import EncoderBatch, MaskedBatch
-from bigtrain.models.attention import CoreAttention
 from bigtrain.models.gpt import transformer_config
+from bigtrain.models.layer import feed_forward, self_attention
 from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 
@@ -212,23 +209,10 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=IdentityOp,
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.padding},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=CoreAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
+            self_attention=self_attention(AttnMaskType.padding),
             self_attn_bda=add_and_norm,
             pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
+            mlp=feed_forward(),
             mlp_bda=add_and_norm,
         ),
     )

@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayerSubmodules
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor, nn
 
@@ -21,7 +18,7 @@ from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.data.loader import CausalBatch
 from bigtrain.models.attention import CoreAttention, PackedDocuments
 from bigtrain.models.experts import experts_config, experts_spec
-from bigtrain.models.layer import Layer
+from bigtrain.models.layer import Layer, feed_forward, self_attention
 from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import HeadNorm, KeyNorm, Norm, QueryNorm
 from bigtrain.models.rope import attention_factor, rotary
@@ -124,28 +121,14 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
     norm_before = IdentityOp if model.norm_placement == "after" else Norm
     query_norm, key_norm = QK_NORMS[model.qk_norm]
     core = partial(CoreAttention, windows=model.windows, softcap=model.attn_logit_softcapping)
-    feed_forward = ModuleSpec(
-        module=MLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-    )
     return ModuleSpec(
         module=Layer,
         params={"model": model},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm_before,
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=core,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=query_norm,
-                    k_layernorm=key_norm,
-                ),
-            ),
+            self_attention=self_attention(AttnMaskType.causal, core, query_norm, key_norm),
             pre_mlp_layernorm=norm_before,
-            mlp=feed_forward if model.num_experts is None else experts_spec(model),
+            mlp=feed_forward() if model.num_experts is None else experts_spec(model),
         ),
     )
 

@@ -3,11 +3,16 @@
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.transformer import TransformerConfig, TransformerLayer, TransformerLayerSubmodules
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 
 from bigtrain.config import ModelConfig
+from bigtrain.models.attention import CoreAttention
 from bigtrain.models.norm import Norm
 
 
@@ -57,3 +62,25 @@ class Layer(TransformerLayer):
         output, bias = output_and_bias
         output = norm(output if bias is None else output + bias)
         return F.dropout(output, self.hidden_dropout, self.training)
+
+
+def self_attention(
+    mask: AttnMaskType, core: Any = CoreAttention, query_norm: Any = IdentityOp, key_norm: Any = IdentityOp
+) -> ModuleSpec:
+    """Megatron-core's self-attention around a core of ours."""
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": mask},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=core,
+            linear_proj=RowParallelLinear,
+            q_layernorm=query_norm,
+            k_layernorm=key_norm,
+        ),
+    )
+
+
+def feed_forward(output: Any = RowParallelLinear) -> ModuleSpec:
+    """Megatron-core's feed-forward; `output` is its second matrix."""
+    return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=output))

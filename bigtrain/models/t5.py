@@ -24,12 +24,8 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig, Transformer
 from megatron.core.transformer.attention import (
     CrossAttention,
     CrossAttentionSubmodules,
-    SelfAttention,
-    SelfAttentionSubmodules,
 )
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from torch import Tensor, nn
 
@@ -37,6 +33,7 @@ from bigtrain.config import Config
 from bigtrain.data.pair_batches import PairBatch
 from bigtrain.models.attention import CoreAttention
 from bigtrain.models.gpt import transformer_config
+from bigtrain.models.layer import feed_forward, self_attention
 from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
 from bigtrain.models.relative_bias import RelativeBias
@@ -226,23 +223,10 @@ def layer_spec(*, is_decoder: bool) -> ModuleSpec:
     """One layer with its norms before the sub-layers; a decoder's attends to the encoder between its own two."""
     parts = TransformerLayerSubmodules(
         input_layernorm=Norm,
-        self_attention=ModuleSpec(
-            module=SelfAttention,
-            params={"attn_mask_type": AttnMaskType.causal if is_decoder else AttnMaskType.padding},
-            submodules=SelfAttentionSubmodules(
-                linear_qkv=ColumnParallelLinear,
-                core_attention=CoreAttention,
-                linear_proj=RowParallelLinear,
-                q_layernorm=IdentityOp,
-                k_layernorm=IdentityOp,
-            ),
-        ),
+        self_attention=self_attention(AttnMaskType.causal if is_decoder else AttnMaskType.padding),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=Norm,
-        mlp=ModuleSpec(
-            module=MLP,
-            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=FeedForwardOutput),
-        ),
+        mlp=feed_forward(FeedForwardOutput),
         mlp_bda=get_bias_dropout_add,
     )
     if is_decoder:

@@ -208,3 +208,9 @@ def llama_feed_forward(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         "mlp.linear_fc1.weight": torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
         "mlp.linear_fc2.weight": layer.mlp.down_proj.weight,
     }
+
+
+def differences(history: Any, reference: Any) -> list[float]:
+    """The larger relative difference of loss and gradient norm, step by step."""
+    pairs = zip(history, reference, strict=True)
+    return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]

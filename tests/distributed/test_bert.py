@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain import differences
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
@@ -162,12 +163,6 @@ def oracle(paragraphs: Path) -> dict[bool, tuple[list[tuple[float, float]], floa
         ]
         found[sentences] = runs[0], max(max(differences(run, runs[0])) for run in runs[1:])
     return found
-
-
-def differences(history: Any, reference: Any) -> list[float]:
-    """The larger relative difference of loss and gradient norm, step by step."""
-    pairs = zip(history, reference, strict=True)
-    return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain import differences
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
@@ -120,12 +121,6 @@ def oracle(dataset: Path) -> dict[bool, tuple[list[tuple[float, float]], float]]
         runs = [plain.train_plainly(plain.llama(512, tied), tokens, RECIPE, size) for size in (2, 1, 8)]
         found[tied] = runs[0], max(max(differences(run, runs[0])) for run in runs[1:])
     return found
-
-
-def differences(history: Any, reference: Any) -> list[float]:
-    """The larger relative difference of loss and gradient norm, step by step."""
-    pairs = zip(history, reference, strict=True)
-    return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
 
 
 @pytest.mark.parametrize(

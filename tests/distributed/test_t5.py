@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain import differences
 
 from bigtrain.config import parse_config
 from bigtrain.prepare.prepare import prepare
@@ -181,12 +182,6 @@ def oracle(pairs: Path) -> dict[str, tuple[list[tuple[float, float]], float]]:
         runs = [plain_t5.train_plainly(plain_t5.t5(VOCABULARY, version), steps, RECIPE, size) for size in (2, 1, 8)]
         found[version] = runs[0], max(max(differences(run, runs[0])) for run in runs[1:])
     return found
-
-
-def differences(history: Any, reference: Any) -> list[float]:
-    """The larger relative difference of loss and gradient norm, step by step."""
-    pairs = zip(history, reference, strict=True)
-    return [max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
 
 
 @pytest.mark.parametrize(
