@@ -78,6 +78,8 @@ def convert_from_hf(
         if verify:
             check_memory(model)
         source = Folder(folder, family, model.tie_word_embeddings)
+        if family.pooler:
+            model = model.model_copy(update={"add_pooling_layer": family.pooler in source.shapes})
         shapes = shapes_there(family, own_shapes(model), source)
         plan = plan_of(family, model, shapes, source, config.vocab_size)
         tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
