@@ -33,7 +33,7 @@ ROBERTA = Family(
         "output_layer.bias": {"lm_head.bias": WHOLE},
     },
     shape={**SHAPE, "hidden_act": "gelu"},  # the head has no other
-    keys=KEYS,
+    keys={ours: theirs for ours, theirs in KEYS.items() if ours != "hidden_act"},
     prefix="roberta.",
     heads=("lm_head.",),
     pooler="roberta.pooler.dense.weight",

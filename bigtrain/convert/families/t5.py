@@ -1,6 +1,5 @@
 """T5, with its first feed-forward and tied embeddings or those of v1.1 (Flan-T5), and mT5, which has v1.1's shape."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -72,15 +71,9 @@ _CROSSING: WeightMap = {
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    """`gated-gelu` is their word for a gate through what is `gelu_new` elsewhere."""
+    """`gated-gelu` is their word for a gate through what is `gelu_new` elsewhere, which `dense_act_fn` calls so."""
     kind = f"gated-{model.hidden_act.removesuffix('_new')}" if model.gated_mlp else model.hidden_act
     return {"feed_forward_proj": kind, "d_kv": model.head_size}
-
-
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    kind = config["feed_forward_proj"]
-    act = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
-    return {"gated_mlp": kind.startswith("gated-"), "hidden_act": act}
 
 
 T5 = Family(
@@ -105,13 +98,14 @@ T5 = Family(
         "num_attention_heads": "num_heads",
         "relative_attention_num_buckets": "relative_attention_num_buckets",
         "relative_attention_max_distance": "relative_attention_max_distance",
+        "hidden_act": "dense_act_fn",
+        "gated_mlp": "is_gated_act",
         "norm_eps": "layer_norm_epsilon",
         "tie_word_embeddings": "tie_word_embeddings",
         "attention_dropout": "dropout_rate",
         "hidden_dropout": "dropout_rate",
     },
     write=_write,
-    read=_read,
     ignored=frozenset({"initializer_factor", "classifier_dropout"}),
     buffers=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),  # has no use
     copies={f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")},
