@@ -6,11 +6,12 @@ from typing import Any
 
 from bigtrain.checkpoint import store
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.find import BEST
 from bigtrain.config import Config
 from bigtrain.evaluate.score import score
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import as_predictions, decode
-from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
+from bigtrain.finetune.inputs import TaskInputs, open_task, resolved
 from bigtrain.finetune.judged import best_row, exhausted, judged
 from bigtrain.finetune.predict import outputs
 from bigtrain.models.heads import HEAD, POOLER, build_for_task
