@@ -1,7 +1,7 @@
 """Options of fine-tuning: the task, its files and its labels."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -86,6 +86,13 @@ class FinetuneConfig(Section):
     """What a GPT continues to make a text of another, or a T5 reads; the loss is of what follows alone."""
     max_target_length: PositiveInt = 128
     """Tokens of the longest text that `bigtrain evaluate` has a run make of another."""
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Which weights are trained, in JSON; empty: all."""
+        if self.lora is not None:
+            return {"lora": self.lora.model_dump(mode="json", exclude={"lora_dropout"})}
+        return {} if self.freeze == "none" else {"freeze": self.freeze}
 
 
 def columns_of(words: Sequence[str]) -> ColumnsConfig:

@@ -20,7 +20,7 @@ from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import ConfigError, DataError, UserError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
-from bigtrain.training.resume import checkpoint_to_resume
+from bigtrain.training.resume import check_whole, checkpoint_to_resume
 
 _BEGIN = "checkpoint.initialize_from"
 BEST = "best"
@@ -94,6 +94,8 @@ def open_task(config: Config) -> TaskInputs:
     begin = config.checkpoint.initialize_from
     with _of_key(_BEGIN):
         initial = find_best(place(begin)) if begin else None
+        if initial is not None:
+            check_whole(initial)
     tokenizer = _tokenizer(config, initial)
     train, validation = _read(config)
     labels = list(options.labels or labels_of(train))

@@ -1,9 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) beside Megatron-core's parallel matrices, and which parameters are trained.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) beside Megatron-core's parallel matrices, and which parameters are
+trained.
 
-A matrix of ours may hold several of a family's, one beside the other: of queries, keys and values, or of a gate and what
-it gates. Each has an adapter of its own, A [r, in] and B [out, r], as `peft` has it, under the name
-`<matrix>.<module>.lora_A.weight`. Under tensor parallel B is split where the matrix is split by its rows, and A where by its
-columns; the other half is whole on every process, and what travels between them has r columns.
+A matrix of ours may hold several of a family's, one beside the other: of queries, keys and values, or of a gate and
+what it gates. Each has an adapter of its own, A [r, in] and B [out, r], as `peft` has it, under the name
+`<matrix>.<module>.lora_A.weight`. Under tensor parallel B is split where the matrix is split by its rows, and A where
+by its columns; the other half is whole on every process, and what travels between them has r columns.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from bigtrain.config import Config
-from bigtrain.config.tasks import FinetuneConfig, LoraConfig
+from bigtrain.config.tasks import LoraConfig
 from bigtrain.models.heads import HEAD, POOLER
 from bigtrain.models.sharding import Box, ShardedParameter
 
@@ -43,7 +44,7 @@ MODULES = {
 class Adapted(nn.Module):
     """A matrix of Megatron-core's with its adapters; takes its place and its names."""
 
-    def __init__(self, base: nn.Module, lora: LoraConfig, widths: dict[str, int], groups: int) -> None:
+    def __init__(self, base: Any, lora: LoraConfig, widths: dict[str, int], groups: int) -> None:
         """
         Args:
             base: A column- or row-parallel linear layer.
@@ -52,7 +53,8 @@ class Adapted(nn.Module):
             groups: So many stretches of rows lie one after the other, each with a part of every module in this order.
         """
         super().__init__()
-        self.base, self.config = base, base.config
+        self.base, transformer = base, base.config
+        self.in_parts = bool(transformer.sequence_parallel)  # the sequence, outside of attention and feed-forward
         self.by_rows = isinstance(base, ColumnParallelLinear)
         self.scale, self.dropout = lora.lora_alpha / lora.r, lora.lora_dropout
         self.widths, self.groups = widths, groups
@@ -69,7 +71,7 @@ class Adapted(nn.Module):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Where each parameter lies in the whole model; the matrix under the name that it has without adapters."""
-        found: dict[str, Any] = self.base.sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[operator]
+        found: dict[str, Any] = self.base.sharded_state_dict(prefix, sharded_offsets, metadata)
         named = {f"{m}.{half}.weight": getattr(self, f"{m}_{half}") for m in self.adapted for half in (A, B)}
         axes = {name: 0 if self.by_rows else 1 for name in named if (B if self.by_rows else A) in name}
         return found | make_sharded_tensors_for_checkpoint(named, prefix, axes, sharded_offsets)
@@ -78,7 +80,7 @@ class Adapted(nn.Module):
         parameter: Any = nn.Parameter(empty)
         parameter.tensor_model_parallel = half == (B if self.by_rows else A)
         # The half that is whole sees a part of the sequence alone.
-        parameter.sequence_parallel = self.config.sequence_parallel and not parameter.tensor_model_parallel
+        parameter.sequence_parallel = self.in_parts and not parameter.tensor_model_parallel
         return parameter
 
     def _added(self, x: Tensor) -> Tensor:
@@ -93,16 +95,16 @@ class Adapted(nn.Module):
     def _stream(self) -> AbstractContextManager[Any]:
         """Random numbers: of a part of the input each process draws its own, as it does under sequence parallelism
         without being told."""
-        apart = not (self.by_rows or self.config.sequence_parallel)
+        apart = not (self.by_rows or self.in_parts)
         return get_cuda_rng_tracker().fork() if apart else nullcontext()
 
     def _across(self, down: Tensor) -> Tensor:
         """What each process of the tensor group needs of x A, from what it has."""
         if self.by_rows:
-            if self.config.sequence_parallel:
+            if self.in_parts:
                 return gather_from_sequence_parallel_region(down)
             return copy_to_tensor_model_parallel_region(down)
-        if self.config.sequence_parallel:
+        if self.in_parts:
             return reduce_scatter_to_sequence_parallel_region(down)
         return reduce_from_tensor_model_parallel_region(down)
 
@@ -134,8 +136,9 @@ def _matrices(parent: nn.Module, config: Config) -> Iterator[tuple[str, dict[str
     model, parts = config.model, config.parallel.tensor
     heads, kv_heads = model.num_attention_heads // parts, model.kv_heads // parts
     rows = {
-        **{"q_proj": heads * model.head_size, "k_proj": kv_heads * model.head_size, "o_proj": model.hidden_size},
-        **{"v_proj": kv_heads * model.head_size, "down_proj": model.hidden_size},
+        "q_proj": heads * model.head_size,
+        **dict.fromkeys(("k_proj", "v_proj"), kv_heads * model.head_size),
+        **dict.fromkeys(("o_proj", "down_proj"), model.hidden_size),
         **dict.fromkeys(("gate_proj", "up_proj"), model.ffn_size // parts),
     }
     for name, modules in MODULES.items():
@@ -153,19 +156,16 @@ def freeze(parameters: Sequence[ShardedParameter], config: Config) -> None:
 def is_trained(box: Box, config: Config) -> bool:
     """Whether a weight of the model is trained, by one of its boxes."""
     options = config.finetune
-    if not trains_a_part(options) or box.key.startswith((HEAD, POOLER)) or is_adapter(box.key):
+    if not options.trained or box.key.startswith((HEAD, POOLER)) or is_adapter(box.key):
         return True
     if options.lora is not None or options.freeze == "all":
         return False
     if ".layers." not in box.key:
         return not box.key.startswith("embedding.")
-    above = config.model.num_hidden_layers if config.model.architecture == "t5" and box.key.startswith("decoder.") else 0
+    above = (
+        config.model.num_hidden_layers if config.model.architecture == "t5" and box.key.startswith("decoder.") else 0
+    )
     return options.freeze == "embeddings" or above + box.offset[0] >= int(options.freeze)
-
-
-def trains_a_part(options: FinetuneConfig) -> bool:
-    """Whether some weights stay as they are."""
-    return options.lora is not None or options.freeze != "none"
 
 
 def is_adapter(name: str) -> bool:

@@ -25,7 +25,7 @@ from bigtrain.models.build import Chunk, build_model, tables_of_stages
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.experts import take_router_losses
 from bigtrain.models.initialize import initialize_weights
-from bigtrain.models.lora import add_adapters, freeze, let_gradients_through, trains_a_part
+from bigtrain.models.lora import add_adapters, freeze, let_gradients_through
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
 from bigtrain.parallel.deepspeed_config import deepspeed_config
@@ -304,7 +304,7 @@ def _adamw(config: Config, model: _Chunks) -> torch.optim.AdamW:
         ([p for p in here if p.ndim > 1], options.weight_decay),
         ([p for p in here if p.ndim <= 1], 0.0),
     ):
-        if trains_a_part(config.finetune) and any_rank(bool(of_group)) and not of_group:
+        if config.finetune.trained and any_rank(bool(of_group)) and not of_group:
             of_group.append(model.add_idle())
         if of_group:
             groups.append({"params": of_group, "weight_decay": decay})

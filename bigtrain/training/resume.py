@@ -46,6 +46,8 @@ def checkpoint_to_resume(config: Config, identity: dict[str, Any]) -> catalog.Ch
             "set it to true, or choose another training.output_dir (and checkpoint.dir, where it is set)"
         )
     _same(found, "model", *_models(found, config, _CHANGEABLE))
+    nothing = {"lora": None, "freeze": "none"}
+    _same(found, "finetune", nothing | found.trained, nothing | config.finetune.trained)
     _same(found, "data", _past(found.data, found.state.position), _past(identity, found.state.position))
     if found.state.step > config.training.steps:
         raise CheckpointError(
@@ -66,6 +68,7 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
         return None
     try:
         found = find_checkpoint(place(given))
+        check_whole(found)
         was, now = _models(found, config, _CHANGEABLE | _OF_THE_ROUTERS_LOSS)
     except (ConfigError, CheckpointError) as error:
         raise type(error)(f"checkpoint.initialize_from: {error}") from None
@@ -76,6 +79,19 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
             f"checkpoint.initialize_from: {found.path} holds the weights of another model: {'; '.join(changed)}"
         )
     return found
+
+
+def check_whole(initial: catalog.Checkpoint) -> None:
+    """Refuse to begin with a model's weights and leave out its adapters.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    if "lora" in initial.trained:
+        raise CheckpointError(
+            f"{initial.path} has adapters (finetune.lora) beside its weights; merge them first, with "
+            "`bigtrain convert to-hf`, and begin with the folder that it makes"
+        )
 
 
 def _models(

@@ -85,7 +85,8 @@ def trains_a_part(model: Any, freeze: int | str) -> Any:
         is_head = words[0] in ("score", "classifier", "qa_outputs") or "pooler" in words
         low = any(w.startswith(("embed", "shared")) for w in words)
         numbers = [int(word) for word in words if word.isdecimal()]
-        if isinstance(freeze, int):
+        # a T5's tables of positions lie in the first layer, and are of all; its decoder is above its encoder
+        if isinstance(freeze, int) and words[0] != "decoder" and "relative_attention_bias" not in words:
             low |= bool(numbers) and numbers[0] < freeze
         parameter.requires_grad_(is_head or not (low or freeze == "all"))
     return model

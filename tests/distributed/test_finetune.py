@@ -168,9 +168,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(
-    folder: Path, architecture: str, task: str, parallel: dict[str, Any], part: str = "all"
-) -> dict[str, Any]:
+def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any], part: str = "all") -> dict[str, Any]:
     file = next(folder.glob(f"{task}.*"))
     labels = {"classification": ["a", "b", "c"], "tagging": LABELS}.get(task)
     finetune = {"task": task, "train": str(file), "labels": labels, "prompt": "{source} =", **PARTS[part]}
@@ -390,7 +388,8 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for architecture, task, part in {(case[0], case[1], case[4]) for case in CASES}:
         shape = config(made, architecture, task, {})["model"]
         _, adapters = part_of_model(architecture, task, part)
-        plain.write_checkpoint(weights(architecture, task) | adapters, shape, place(made, architecture, task, part))
+        whole = weights(architecture, task) | adapters
+        plain.write_checkpoint(whole, shape, place(made, architecture, task, part), trained=PARTS[part])
     return made
 
 
