@@ -4,9 +4,10 @@ from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.find import find_checkpoint
-from bigtrain.checkpoint.places import checkpoint_folder, place
+from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.config import Config
-from bigtrain.errors import CheckpointError, ConfigError
+from bigtrain.errors import CheckpointError, ConfigError, ConversionError
+from bigtrain.training.beginning import begins_in
 
 _CHANGEABLE = {"hidden_dropout", "attention_dropout", "initializer_range"}
 """Options of the model that may be changed midway: the weights mean the same."""
@@ -62,15 +63,15 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
     Raises:
         ConfigError: The URL is of a kind that nothing here can open.
         CheckpointError: It holds no complete checkpoint, or one of another model.
+        ConversionError: It is a Hugging Face folder that cannot be converted.
     """
-    given = config.checkpoint.initialize_from
-    if given is None:
+    if config.checkpoint.initialize_from is None:
         return None
     try:
-        found = find_checkpoint(place(given))
+        found = find_checkpoint(begins_in(config))
         check_whole(found)
         was, now = _models(found, config, _CHANGEABLE | _OF_THE_ROUTERS_LOSS)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, ConversionError) as error:
         raise type(error)(f"checkpoint.initialize_from: {error}") from None
     if changed := [
         f"model.{key} is {now[key]!r} and there {was.get(key)!r}" for key in now if was.get(key) != now[key]
