@@ -175,6 +175,13 @@ def prune(folder: Path, keep_last: int, keep_every: int = 0) -> None:
             _remove(old)
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Remove complete checkpoints of later steps, where a run was set back."""
+    for path in complete(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            _remove(path)
+
+
 def clean(folder: Path) -> None:
     """Remove what a crash has left of a save or of a removal; nothing may be being written."""
     if is_local(folder):
