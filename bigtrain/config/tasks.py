@@ -29,6 +29,9 @@ class ColumnsConfig(Section):
     """What is translated or summarised."""
     target: Text = "target"
     """What comes out."""
+    messages: Text | None = None
+    """In place of both a conversation for a GPT: a list of messages, each with `role` and `content`, as the tokenizer's
+    chat template spells it; the loss is of what the role `assistant` says. Default: there are none."""
 
 
 class LoraConfig(Section):

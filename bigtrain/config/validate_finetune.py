@@ -31,6 +31,7 @@ def finetune_problems(config: Config) -> Iterator[str]:
             break
     if options.metric not in METRICS[task]:
         yield f"finetune.metric={options.metric} is none of finetune.task={task}; try {any_of(list(METRICS[task]))}"
+    yield from _messages(config)
     yield from _held_out(config)
     yield from _labels(config)
     fits = {"sequence_to_sequence": ("gpt", "t5")}.get(task, ("gpt", "bert"))
@@ -63,6 +64,19 @@ def _trained(config: Config) -> Iterator[str]:
     wanted = [] if options.lora is None or options.lora.target_modules == "all-linear" else options.lora.target_modules
     if "gate_proj" in wanted and not model.gated_mlp:
         yield "finetune.lora.target_modules has gate_proj, and without model.gated_mlp there is no gate; try up_proj"
+
+
+def _messages(config: Config) -> Iterator[str]:
+    options = config.finetune
+    if options.columns.messages is None:
+        return
+    if options.task != "sequence_to_sequence" or config.model.architecture != "gpt":
+        yield (
+            "finetune.columns.messages is a conversation, for finetune.task=sequence_to_sequence with "
+            f"model.architecture=gpt, and these are {options.task} and {config.model.architecture}"
+        )
+    if options.prompt != type(options).model_fields["prompt"].default:
+        yield "finetune.prompt is given, and conversations (finetune.columns.messages) have a template; leave it out"
 
 
 def _held_out(config: Config) -> Iterator[str]:
