@@ -53,6 +53,8 @@ class Checkpoint:
     """What decides the meaning of `position`."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where the first weights came from: empty, or what a conversion said of its source."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """Which of the weights were trained, where not all: `lora` or `freeze`, as the `finetune` section says it."""
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -91,6 +93,7 @@ def read(path: Path) -> Checkpoint:
             layout=marker["layout"],
             data=marker["data"],
             origin=marker.get("origin", {}),
+            trained=marker.get("trained", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{marker_path} is damaged: {error!r}; {REMEDY}") from None
@@ -170,6 +173,13 @@ def prune(folder: Path, keep_last: int, keep_every: int = 0) -> None:
     for old in complete(folder)[:-keep_last] if keep_last else []:
         if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
             _remove(old)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove complete checkpoints of later steps, where a run was set back."""
+    for path in complete(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            _remove(path)
 
 
 def clean(folder: Path) -> None:

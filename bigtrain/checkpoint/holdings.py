@@ -25,7 +25,7 @@ def holdings(engine: Engine, *, to_save: bool) -> list[Holding]:
     _create_moments(engine)
     found: list[Holding] = []
     for sharded in engine.parameters:
-        held = _held_range(engine, sharded.parameter)
+        held = (_held_range if sharded.parameter.requires_grad else _frozen_range)(engine, sharded.parameter)
         if held is not None:
             found += _of_parameter(engine, sharded, *held, to_save=to_save)
     return found
@@ -36,7 +36,8 @@ def _of_parameter(
 ) -> Iterator[Holding]:
     count = views["weight"].numel()
     low, high = start, start + count
-    if to_save and engine.layout.zero_stage == 0:  # every replica holds everything and writes its part
+    split = 3 if not sharded.parameter.requires_grad else 1  # the stage from which on replicas hold parts
+    if to_save and engine.layout.zero_stage < split:  # every replica holds everything and writes its part
         low = count * engine.layout.replica_rank // engine.layout.replicas
         high = count * (engine.layout.replica_rank + 1) // engine.layout.replicas
     for box in sharded.boxes:
@@ -90,6 +91,17 @@ def _held_range(engine: Engine, parameter: nn.Parameter) -> tuple[int, dict[str,
     state = _adam(engine).state[flat]
     tensors = {"weight": flat.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
     return start, {name: tensor.narrow(0, begins, count) for name, tensor in tensors.items()}
+
+
+def _frozen_range(engine: Engine, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]] | None:
+    """The same of a parameter that is not trained: its weights alone, in the type of `training.precision`, for there
+    are no others."""
+    if engine.layout.zero_stage < 3:
+        return 0, {"weight": parameter.detach().view(-1)}
+    here, whole = parameter.ds_tensor, parameter.ds_numel  # type: ignore[attr-defined]
+    start = engine.zero.optimizer._get_param_partition_rank(parameter) * here.numel()
+    count = max(0, min(here.numel(), whole - start))
+    return start, {"weight": here.view(-1).narrow(0, 0, count)}
 
 
 def _flat_weights(engine: Engine) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Holding:
     offset: torch.Size
     shape: torch.Size
     values: Tensor
-    """A view of `shape` into the optimizer's float32 buffers."""
+    """A view of `shape` into the optimizer's float32 buffers, or into weights that are not trained, in their type."""
 
 
 def state_dict(holdings: Sequence[Holding]) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def state_dict(holdings: Sequence[Holding]) -> dict[str, Tensor]:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """Writes each box as a chunk of its global tensor.
+    """Writes each box as a float32 chunk of its global tensor.
 
     Values are looked up in the state dictionary that torch hands over, which under asynchronous saving
     is a copy.
@@ -66,7 +66,7 @@ class SavePlanner(DefaultSavePlanner):
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=ChunkStorageMetadata(offsets=holding.offset, sizes=holding.shape),
-                    properties=TensorProperties.create_from_tensor(self.state_dict[name]),
+                    properties=replace(TensorProperties.create_from_tensor(self.state_dict[name]), dtype=torch.float32),
                     size=holding.global_shape,
                 ),
             )
@@ -76,7 +76,7 @@ class SavePlanner(DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.state_dict[self._names[MetadataIndex(index.fqn, index.offset)]]
+        return self.state_dict[self._names[MetadataIndex(index.fqn, index.offset)]].float()
 
 
 class LoadPlanner(DefaultLoadPlanner):

@@ -196,6 +196,7 @@ class Saver:
             "layout": self._engine.layout.describe(),
             "data": self._data,
             "origin": self._origin,
+            "trained": self._engine.config.finetune.trained,
         }
 
     def _write_file(self, write: _Write) -> Any:

@@ -24,14 +24,13 @@ class Staging:
         self._copies: dict[str, Tensor] = {}
         begin = 0
         for name, values in state_dict(held).items():
-            assert values.dtype == torch.float32, "the optimizer's state"
             count = values.numel()  # from the buffer, so that each is a storage of its own: torch saves whole storages
             flat = torch.frombuffer(block, dtype=torch.float32, count=count, offset=begin * 4)
             self._copies[name] = flat.view(values.shape)
             begin += count
 
     def copy(self, held: Sequence[Holding]) -> dict[str, Tensor]:
-        """Copy what is held, and give the copies by name; those of the call before are overwritten."""
+        """Copy what is held, and give the copies by name, in float32; those of the call before are overwritten."""
         for name, values in state_dict(held).items():
             self._copies[name].copy_(values, non_blocking=self._on_gpu)
         if self._on_gpu:

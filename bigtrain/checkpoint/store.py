@@ -14,6 +14,7 @@ from bigtrain.checkpoint.holdings import adam_step, finish_load, holdings
 from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner, state_dict
 from bigtrain.checkpoint.saver import Saver
 from bigtrain.errors import CheckpointError
+from bigtrain.models.lora import is_adapter
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
@@ -53,15 +54,16 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
 def load_weights(checkpoint: Checkpoint, engine: Engine, *, but: Sequence[str] = ()) -> None:
     """The weights alone; the optimizer stays as it is. All ranks call it.
 
-    Weights whose names begin with one of `but` keep what they have.
+    Weights whose names begin with one of `but` keep what they have, and so do adapters where the checkpoint has none.
 
     Raises:
         CheckpointError: As `load`.
     """
     prefix = PREFIXES["weight"]
     left_out = tuple(prefix + name for name in but)
-    held = holdings(engine, to_save=False)
-    _fill(checkpoint, [box for box in held if box.name.startswith(prefix) and not box.name.startswith(left_out)])
+    held = [box for box in holdings(engine, to_save=False) if box.name.startswith(prefix)]
+    fresh = "lora" not in checkpoint.trained
+    _fill(checkpoint, [b for b in held if not (b.name.startswith(left_out) or (fresh and is_adapter(b.name)))])
     finish_load(engine, adam_step(engine))
 
 

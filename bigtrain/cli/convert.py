@@ -34,9 +34,16 @@ def convert_to_hf(
     text: Annotated[Path | None, typer.Option(help="Text file to compare on, in place of the validation data.")] = None,
     family: Annotated[str | None, typer.Option(help="The model_type to write, where the model fits several.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Rows to write; default: without padding.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Adapters alone, for peft; default: merged.")] = False,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face folder."""
     from bigtrain.checkpoint.places import place
+
+    if adapter:
+        from bigtrain.convert.adapted import convert_to_adapter
+
+        out.print(convert_to_adapter(place(checkpoint), output, family=family).describe(), markup=False)
+        return
     from bigtrain.convert.to_hf import convert_to_hf as convert
 
     made = convert(

@@ -23,9 +23,9 @@ Processes = Annotated[
 
 def pretrain(config: ConfigFile, overrides: Overrides = None, nproc: Processes = None) -> None:
     """Pretrain, or continue a run whose folder is there already."""
-    from bigtrain.config import load_config
+    from bigtrain.finetune.inputs import load_task_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_task_config(config, overrides or [])
     if loaded.finetune.task is not None:
         raise ConfigError(f"{config}: finetune.task is {loaded.finetune.task}; run it with `bigtrain finetune`")
     _run("pretrain", loaded, nproc, "bigtrain.training.inputs:open_inputs", "bigtrain.training.pretrain:pretrain")
@@ -57,13 +57,18 @@ def finetune(
 
 def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: int | None) -> NoReturn:
     """The runs of a sweep, finished ones left as they are, and their table; ends as the first run that fails."""
+    from bigtrain.checkpoint.places import place
     from bigtrain.finetune.inputs import load_task_config
     from bigtrain.finetune.sweep import settings
     from bigtrain.launch.sweep import own_places, variants
+    from bigtrain.training.beginning import begins_in, is_hugging_face
 
     base = load_task_config(path, overrides)
     if not (base.finetune.validation or base.finetune.validation_fraction):
         raise ConfigError("--sweep compares runs by held-out examples: give finetune.validation")
+    begin = base.checkpoint.initialize_from
+    if begin is not None and is_hugging_face(place(begin)):  # converted once for all
+        overrides = [*overrides, f"checkpoint.initialize_from={begins_in(base)}"]
     chosen = [(v.name, [*overrides, *v.overrides, *own_places(base, v)]) for v in variants(sweeps)]
     configs = [(name, words, load_task_config(path, words)) for name, words in chosen]
     for name, words, _ in configs:

@@ -1,14 +1,15 @@
 """Options of fine-tuning: the task, its files and its labels."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bigtrain.config.section import Section, Text
+from bigtrain.config.section import Probability, Section, Text
 from bigtrain.errors import ConfigError
 
 Task = Literal["classification", "regression", "tagging", "question_answering", "sequence_to_sequence"]
+Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class ColumnsConfig(Section):
@@ -28,6 +29,24 @@ class ColumnsConfig(Section):
     """What is translated or summarised."""
     target: Text = "target"
     """What comes out."""
+    messages: Text | None = None
+    """In place of both a conversation for a GPT: a list of messages, each with `role` and `content`, as the tokenizer's
+    chat template spells it; the loss is of what the role `assistant` says. Default: there are none."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of the layers' matrices (LoRA, arXiv:2106.09685): a matrix W becomes W + lora_alpha / r * B A,
+    with A [r, in] and B [out, r], and these alone are trained, beside the task's head. Names are those of `peft`."""
+
+    r: PositiveInt = 8
+    """The rank."""
+    lora_alpha: PositiveFloat = 8.0
+    """What the adapters add is multiplied by `lora_alpha / r`."""
+    lora_dropout: Probability = 0.0
+    """Dropout probability of what the adapters read."""
+    target_modules: Literal["all-linear"] | Annotated[list[Module], Field(min_length=1)] = "all-linear"
+    """Which matrices get one: those of queries, keys, values and of attention's output, of the feed-forward's gate,
+    its other matrix before the activation, and the one after it, by their names in Llama whatever the architecture."""
 
 
 class FinetuneConfig(Section):
@@ -50,6 +69,12 @@ class FinetuneConfig(Section):
     """All classes, or tags, in order; default: those that occur in `train`."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: every class counts as much in the loss, however many examples it has."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the weights; `{}` takes all defaults. Default: train the weights. In
+    `bigtrain pretrain`, too."""
+    freeze: Literal["none", "embeddings", "all"] | PositiveInt = "none"
+    """What stays as it is, and needs neither gradients nor an optimizer's state: the embeddings; with a number also so
+    many of the lowest layers, a T5's encoder before its decoder; `all` trains the task's head alone."""
     metric: Literal["loss", "accuracy", "f1", "pearson", "spearman", "exact_match"] = "loss"
     """What the best checkpoint is best in, on the validation examples."""
     patience: NonNegativeInt = 0
@@ -64,6 +89,13 @@ class FinetuneConfig(Section):
     """What a GPT continues to make a text of another, or a T5 reads; the loss is of what follows alone."""
     max_target_length: PositiveInt = 128
     """Tokens of the longest text that `bigtrain evaluate` has a run make of another."""
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Which weights are trained, in JSON; empty: all."""
+        if self.lora is not None:
+            return {"lora": self.lora.model_dump(mode="json", exclude={"lora_dropout"})}
+        return {} if self.freeze == "none" else {"freeze": self.freeze}
 
 
 def columns_of(words: Sequence[str]) -> ColumnsConfig:

@@ -18,6 +18,7 @@ METRICS = {
 def finetune_problems(config: Config) -> Iterator[str]:
     """A message for each rule that is broken, where the configuration is one of fine-tuning."""
     options, task = config.finetune, config.finetune.task
+    yield from _trained(config)
     if task is None:
         if options.train is not None:
             yield f"finetune.train is given, but not finetune.task: one of {any_of(list(METRICS))}"
@@ -30,6 +31,7 @@ def finetune_problems(config: Config) -> Iterator[str]:
             break
     if options.metric not in METRICS[task]:
         yield f"finetune.metric={options.metric} is none of finetune.task={task}; try {any_of(list(METRICS[task]))}"
+    yield from _messages(config)
     yield from _held_out(config)
     yield from _labels(config)
     fits = {"sequence_to_sequence": ("gpt", "t5")}.get(task, ("gpt", "bert"))
@@ -42,6 +44,39 @@ def finetune_problems(config: Config) -> Iterator[str]:
         )
     if config.model.num_experts and task != "sequence_to_sequence":
         yield f"finetune.task={task} cannot be had with model.num_experts, whose router's losses have no place in it"
+
+
+def _trained(config: Config) -> Iterator[str]:
+    options, model = config.finetune, config.model
+    if options.lora is not None and options.freeze != "none":
+        yield (
+            f"finetune.lora trains adapters alone, and finetune.freeze={options.freeze} says what else stays as it is; "
+            "leave one of them out"
+        )
+    if options.freeze == "all" and options.task in (None, "sequence_to_sequence"):
+        yield "finetune.freeze=all leaves a task's head to be trained, and there is none; try a number of layers"
+    layers = model.num_hidden_layers + model.decoder_layers
+    if isinstance(options.freeze, int) and options.freeze > layers:
+        yield f"finetune.freeze ({options.freeze}) is more than the model's {layers} layers"
+    for key in ("lora", "freeze") if model.num_experts else ():
+        if key in options.trained:
+            yield f"finetune.{key} cannot be had with model.num_experts: all of a mixture of experts is trained"
+    wanted = [] if options.lora is None or options.lora.target_modules == "all-linear" else options.lora.target_modules
+    if "gate_proj" in wanted and not model.gated_mlp:
+        yield "finetune.lora.target_modules has gate_proj, and without model.gated_mlp there is no gate; try up_proj"
+
+
+def _messages(config: Config) -> Iterator[str]:
+    options = config.finetune
+    if options.columns.messages is None:
+        return
+    if options.task != "sequence_to_sequence" or config.model.architecture != "gpt":
+        yield (
+            "finetune.columns.messages is a conversation, for finetune.task=sequence_to_sequence with "
+            f"model.architecture=gpt, and these are {options.task} and {config.model.architecture}"
+        )
+    if options.prompt != type(options).model_fields["prompt"].default:
+        yield "finetune.prompt is given, and conversations (finetune.columns.messages) have a template; leave it out"
 
 
 def _held_out(config: Config) -> Iterator[str]:

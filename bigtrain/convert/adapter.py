@@ -7,7 +7,7 @@ An adapted matrix is W + s B A, with A [r, in], B [out, r] and s = alpha / r, or
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,36 +97,50 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def write_adapter(
-    folder: Path, pairs: Mapping[str, tuple[Tensor, Tensor]], *, alpha: float, base_model: str, turned: bool = False
+    folder: Path,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    alpha: float,
+    base_model: str,
+    target_modules: Sequence[str] = (),
+    task_type: str | None = "CAUSAL_LM",
+    turned: bool = False,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write an adapter of one rank into a folder, as `peft` reads it.
+    """Write an adapter into a folder, as `peft` reads it.
 
     Args:
         folder: Is there.
-        pairs: By the name of the family's weight: A [r, in] and B [out, r].
-        alpha: s = alpha / r.
+        pairs: By the name of the family's weight: A [r, in] and B [out, r], each pair of a rank of its own.
+        alpha: s = alpha / r of all, where r is the least of the ranks.
         base_model: The name or folder of the model that it is for.
+        target_modules: What the modules' names end with; default: their last parts.
+        task_type: `peft`'s word for what the model does.
         turned: Whether the family keeps its matrices as [in, out].
+        whole: Weights that take the place of others, by their names: those of a head.
 
     Raises:
         OSError: It cannot be written.
     """
-    ranks = {a.shape[0] for a, _ in pairs.values()}
-    assert len(ranks) == 1, "one rank for all"
-    modules = {name.removesuffix(".weight") for name in pairs}
+    ranks = {name.removesuffix(".weight"): a.shape[0] for name, (a, _) in pairs.items()}
+    usual = min(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != usual}
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
-        "r": ranks.pop(),
+        "r": usual,
         "lora_alpha": alpha,
+        "rank_pattern": others,
+        "alpha_pattern": {module: alpha / usual * rank for module, rank in others.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": turned,
         "inference_mode": True,
-        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
+        "target_modules": sorted(target_modules or {module.rpartition(".")[2] for module in ranks}),
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) if whole else None,
     }
-    tensors = {}
+    tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in (whole or {}).items()}
     for name, pair in pairs.items():
         for half, tensor in zip("AB", pair, strict=True):
             tensors[f"{_PREFIX}{name.removesuffix('.weight')}.lora_{half}.weight"] = tensor.contiguous()

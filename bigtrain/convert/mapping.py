@@ -225,6 +225,19 @@ def up_rows(model: ModelConfig) -> np.ndarray:
     return np.arange(model.ffn_size, 2 * model.ffn_size)
 
 
+def module_rows(matrix: str, module: str, model: ModelConfig) -> np.ndarray | None:
+    """Rows of one of Megatron-core's matrices (`linear_qkv`) that are a module (`q_proj`) of those that can have an
+    adapter, in the module's order; None: all."""
+    if matrix == "linear_qkv":
+        return {"q_proj": query_rows, "k_proj": key_rows, "v_proj": value_rows}[module](model)
+    if matrix == "linear_kv":  # across, in T5's decoder: of each head its key, its value
+        size = model.num_attention_heads * model.head_size
+        return np.arange(2 * size).reshape(-1, 2, model.head_size)[:, int(module == "v_proj")].ravel()
+    if matrix == "linear_fc1" and model.gated_mlp:
+        return (gate_rows if module == "gate_proj" else up_rows)(model)
+    return None
+
+
 WHOLE = Cut()
 TURNED = Cut(transposed=True)
 QUERY, KEY, VALUE = Cut(query_rows), Cut(key_rows), Cut(value_rows)

@@ -1,5 +1,7 @@
-"""A checkpoint's weights, read a box at a time on one process."""
+"""A checkpoint's weights, read a box at a time on one process, with what adapters add to them."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +12,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.files import read_metadata, reader
 from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner
+from bigtrain.convert.mapping import module_rows
+from bigtrain.convert.source import model_config
 from bigtrain.errors import BigTrainError, CheckpointError
 
 WEIGHTS = PREFIXES["weight"]
@@ -17,8 +21,14 @@ VOCABULARY = frozenset({"embedding.word_embeddings.weight", "output_layer.weight
 """Weights with a row for each token; the last rows may be padding."""
 
 
+_ADAPTER = re.compile(r"(.+)\.(\w+_proj)\.lora_A\.weight")
+
+
 class Weights:
-    """The weights in a checkpoint. Its list of tensors is read once; threads may read at the same time."""
+    """The weights in a checkpoint, those that have adapters (`finetune.lora`) with what these add.
+
+    Its list of tensors is read once; threads may read at the same time.
+    """
 
     def __init__(self, checkpoint: Checkpoint, prefix: str = WEIGHTS) -> None:
         """`prefix` stands before the names of weights there.
@@ -30,13 +40,23 @@ class Weights:
         self._metadata = read_metadata(checkpoint)
         self._reader = reader(checkpoint)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        self.shapes: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             name.removeprefix(prefix): tuple(entry.size)
             for name, entry in self._metadata.state_dict_metadata.items()
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
+        self.lora = checkpoint.trained.get("lora")
+        """The options of the adapters, if there are some."""
+        self.adapted: dict[str, list[str]] = defaultdict(list)
+        """Weights that have adapters, and the modules in each of them that have one."""
+        for found in map(_ADAPTER.fullmatch, shapes if self.lora else ()):
+            if found:
+                self.adapted[f"{found[1]}.weight"].append(found[2])
+        self.shapes = {name: shape for name, shape in shapes.items() if ".lora_" not in name}
         """Name and global shape of every weight; the layers' weights are stacked along the first axis, those of
         experts along the second."""
+        self._all = shapes
+        self._model = model_config(checkpoint) if self.lora else None
 
     def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
         """One weight, or the part of it with this index along its first axes: `(layer,)` or `(layer, expert)`.
@@ -49,7 +69,35 @@ class Weights:
         Raises:
             CheckpointError: A file is damaged.
         """
-        shape = self.shapes[name]
+        values = self._read(name, index)
+        return values + self._added(name, index) if name in self.adapted else values
+
+    def adapter(self, name: str, module: str, layer: int) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] of a module in one of our weights, float32.
+
+        Raises:
+            CheckpointError: A file is damaged.
+        """
+        matrix = name.removesuffix("weight")
+        first, second = (self._read(f"{matrix}{module}.lora_{half}.weight", (layer,)) for half in "AB")
+        return first, second
+
+    def _added(self, name: str, index: tuple[int, ...]) -> Tensor:
+        """What the adapters add to a weight, or to a layer's: lora_alpha / r * B A, in the rows of each module."""
+        assert self.lora is not None
+        assert self._model is not None
+        if not index:
+            return torch.stack([self._added(name, (layer,)) for layer in range(self.shapes[name][0])])
+        (layer,) = index
+        added = torch.zeros(self.shapes[name][1:])
+        for module in self.adapted[name]:
+            first, second = self.adapter(name, module, layer)
+            rows = module_rows(name.split(".")[-2], module, self._model)
+            added[slice(None) if rows is None else rows] = self.lora["lora_alpha"] / self.lora["r"] * (second @ first)
+        return added
+
+    def _read(self, name: str, index: tuple[int, ...]) -> Tensor:
+        shape = self._all[name]
         inner = shape[len(index) :]
         size = torch.Size((*(1 for _ in index), *inner))
         offset = torch.Size((*index, *(0 for _ in inner)))
@@ -73,6 +121,10 @@ class Weights:
         planner = LoadPlanner(boxes)
         for item, values in self._boxes(planner):
             planner.resolve_tensor(item).copy_(values)
+        for box in boxes:
+            if (name := box.name.removeprefix(self._prefix)) in self.adapted:
+                part = tuple(slice(at, at + size) for at, size in zip(box.offset[1:], box.shape[1:], strict=True))
+                box.values.add_(self._added(name, (box.offset[0],))[part].view(box.shape))
 
     def _boxes(self, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Tensor]]:
         try:

@@ -19,6 +19,8 @@ from bigtrain.errors import DataError
 
 SHOWN = 5
 """So many of the examples that were left out are named."""
+ASSISTANT = "assistant"
+"""The role that a model learns."""
 _CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".txt")
 
 
@@ -38,6 +40,8 @@ class Example:
     """The label of a regression."""
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] | None = None
+    messages: tuple[dict[str, str], ...] = ()
+    """Of a conversation all, each with `role` and `content`; the last of an assistant's is `pair`."""
     answers: tuple[Answer, ...] | None = None
     """Of a question all that count as right; empty: it cannot be answered from its context."""
 
@@ -248,7 +252,29 @@ def _question_answering(path: Path, columns: ColumnsConfig, labelled: bool) -> E
     return Examples(path, examples, skipped)
 
 
+def _conversations(path: Path, column: str, labelled: bool) -> Examples:
+    table = read_table(path, [column])
+    examples, skipped = [], []
+    for where, said in zip(table.places(), table.column(column), strict=True):
+        if not isinstance(said, list) or not all(map(_is_message, said)):
+            skipped.append((where, "whose messages are no list of role and content"))
+        elif not said or (labelled and said[-1]["role"] != ASSISTANT):
+            skipped.append((where, "that do not end with an answer"))
+        else:
+            answered = said[-1]["role"] == ASSISTANT
+            asked, answer = said[:-1] if answered else said, said[-1]["content"] if answered else None
+            messages = tuple({"role": message["role"], "content": message["content"]} for message in said)
+            examples.append(Example(where, asked[-1]["content"] if asked else "", answer, messages=messages))
+    return Examples(path, examples, skipped)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
 def _sequence_to_sequence(path: Path, columns: ColumnsConfig, labelled: bool) -> Examples:
+    if columns.messages is not None:
+        return _conversations(path, columns.messages, labelled)
     table = _table(path, [columns.source], columns.target, labelled)
     examples, skipped = [], []
     for where, source, target in zip(

@@ -14,6 +14,7 @@ from bigtrain.data.examples import Example, Examples
 from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import Span, Tokenizer
 from bigtrain.errors import DataError
+from bigtrain.finetune.chat import Chat
 
 _NOWHERE: Span = (0, 0)
 
@@ -64,6 +65,7 @@ class Encoder:
         self.length = config.training.sequence_length
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.framing = framing_of(config.model.architecture, tokenizer)
+        self.chat = None if config.finetune.columns.messages is None else Chat(tokenizer)
         self._cut = 0
 
     def encode(self, examples: Examples, class_weights: Sequence[float] | None = None) -> Encoded:
@@ -171,9 +173,29 @@ class Encoder:
             weight = np.full(2, example.answers is not None, dtype=np.float32)
             yield Item(number, framed, np.array(ends), weight, speaks, of_first, spans=inside)
 
+    def _conversation(self, number: int, example: Example) -> Iterator[Item]:
+        """All turns; the loss is of the assistant's. Where the last is another's, an answer is to come."""
+        assert self.chat is not None
+        asked = example.messages if example.pair is None else example.messages[:-1]
+        try:
+            question = self.chat.question(asked)
+            ids, said = self.chat.conversation(example.messages)
+        except ValueError as error:
+            raise DataError(f"{example.where}: the tokenizer's chat template cannot spell it: {error}") from None
+        if example.pair is None:
+            ids, said = [*question, *self.framing.end], np.zeros(len(question) + len(self.framing.end), dtype=bool)
+        if len(ids) - 1 > self.length:
+            self._cut += 1
+            return
+        whole, weights = np.array(ids, dtype=np.int32), said[1:].astype(np.float32)
+        yield Item(number, whole[:-1], whole[1:].astype(np.int64), weights, len(ids) - 2, len(question))
+
     def _sequence(self, number: int, example: Example) -> Iterator[Item]:
         """The prompt, what it is to be continued by, and the end; the loss is of the latter two. An encoder reads the
         prompt and an end, a decoder says the rest."""
+        if self.chat is not None:
+            yield from self._conversation(number, example)
+            return
         prompt = self.tokenizer.encode(self.config.finetune.prompt.replace("{source}", example.text))
         answer = [*self.tokenizer.encode(example.pair or ""), *self.framing.end]
         if self.config.model.architecture == "t5":

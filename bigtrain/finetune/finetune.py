@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import store
+from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.find import BEST
 from bigtrain.config import Config
@@ -36,7 +36,10 @@ def finetune(config: Config) -> int:
 
 
 def task_engine(config: Config, layout: Layout, inputs: TaskInputs) -> Engine:
-    """The model with the task's head."""
+    """The model with the task's head; a best checkpoint of steps that are yet to come is forgotten."""
+    if layout.rank == 0:
+        step = inputs.checkpoint.state.step if inputs.checkpoint else 0
+        catalog.forget_after(Path(config.training.output_dir) / BEST, step)
     return Engine(config, layout, partial(build_for_task, labels=len(inputs.labels)))
 
 
@@ -58,7 +61,7 @@ def judge(run: Run) -> bool:
     feed = partial(run.watchdog.feed, f"a batch of the validation after step {step}", step)
     found = _measure(run, feed)
     rows = [*judged(run.output_dir), found] if found else []
-    is_best = topology.any_rank(bool(rows) and best_row(config, rows) is found)
+    is_best = topology.any_rank(found is not None and _is_best(run, rows))
     if is_best:
         run.watchdog.feed(f"the best checkpoint, of step {step}", step, long=True)
         store.save(run.output_dir / BEST, run.engine, run.state, inputs.data_identity, keep_last=1)
@@ -68,6 +71,14 @@ def judge(run: Run) -> bool:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "step")
         run.progress.say(f"step {step}: {figures}{' (the best so far)' if is_best else ''}")
     return topology.any_rank(exhausted(config, rows))
+
+
+def _is_best(run: Run, rows: list[dict[str, Any]]) -> bool:
+    """Whether the last of the validations is better than that of the checkpoint that is kept, if there is one: what was
+    the best may have gone when the run was set back."""
+    kept = catalog.complete(run.output_dir / BEST)
+    steps = {int(path.name.removeprefix("step-")) for path in kept}
+    return best_row(run.config, [row for row in rows if row is rows[-1] or row["step"] in steps]) is rows[-1]
 
 
 def _measure(run: Run, feed: Any) -> dict[str, Any] | None:

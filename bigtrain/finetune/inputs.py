@@ -10,7 +10,7 @@ from typing import Any
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.find import find_best
 from bigtrain.checkpoint.places import place
-from bigtrain.config import Config, load_config
+from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.config.load import said
 from bigtrain.config.reading import STANDARD_INPUT, Layer
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
@@ -19,7 +19,8 @@ from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import ConfigError, DataError, UserError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
-from bigtrain.training.resume import checkpoint_to_resume
+from bigtrain.training.beginning import begins_in, is_hugging_face
+from bigtrain.training.resume import check_whole, checkpoint_to_resume
 
 _BEGIN = "checkpoint.initialize_from"
 
@@ -50,7 +51,8 @@ class TaskInputs:
 
 
 def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A configuration; of fine-tuning the model's shape is that of the checkpoint `checkpoint.initialize_from`.
+    """A configuration; of fine-tuning the model's shape is that of the checkpoint `checkpoint.initialize_from`, and of
+    any run that of a Hugging Face folder.
 
     Raises:
         UserError: It cannot be read, or there is no such checkpoint.
@@ -59,11 +61,21 @@ def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
         return load_config(path, overrides)
     tree = said(path, overrides)
     task, begin = (_said_of(tree, *keys) for keys in (("finetune", "task"), ("checkpoint", "initialize_from")))
-    if task is None or not isinstance(begin, str):
+    if not isinstance(begin, str):
         return load_config(path, overrides)
     with _of_key(_BEGIN):
-        shape = model_config(find_best(place(begin))).model_dump(mode="json")
-    return load_config(path, overrides, [Layer(begin, {"model": shape})])
+        from_hub = is_hugging_face(place(begin))
+        if task is None and not from_hub:
+            return load_config(path, overrides)
+        shape = _shape_there(place(begin)) if from_hub else model_config(find_best(place(begin)))
+    return load_config(path, overrides, [Layer(begin, {"model": shape.model_dump(mode="json")})])
+
+
+def _shape_there(folder: Path) -> ModelConfig:
+    """That of a Hugging Face model."""
+    from bigtrain.convert.hf_config import read_config  # takes transformers, and seconds
+
+    return read_config(folder)[1]
 
 
 def _said_of(tree: Mapping[str, Any], section: str, key: str) -> Any:
@@ -78,9 +90,10 @@ def open_task(config: Config) -> TaskInputs:
         UserError: Naming the key or file and what would be right.
     """
     options = config.finetune
-    begin = config.checkpoint.initialize_from
     with _of_key(_BEGIN):
-        initial = find_best(place(begin)) if begin else None
+        initial = find_best(begins_in(config)) if config.checkpoint.initialize_from else None
+        if initial is not None:
+            check_whole(initial)
     tokenizer = _tokenizer(config, initial)
     train, validation = _read(config)
     labels = list(options.labels or labels_of(train))

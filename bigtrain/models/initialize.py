@@ -8,12 +8,13 @@ part), and every layout starts from the same model.
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from bigtrain.config import ModelConfig
+from bigtrain.models.lora import B, is_adapter
 from bigtrain.models.sharding import Box, ShardedParameter
 
 ROWS_PER_BLOCK = 256
@@ -22,7 +23,7 @@ ROWS_PER_BLOCK = 256
 @torch.no_grad()
 def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfig, seed: int) -> None:
     """Fill every parameter: norms with ones, or where one is added to them with zeros, biases with zeros, the rest with
-    N(0, std^2).
+    N(0, std^2). Of adapters A is drawn evenly from +-1 / sqrt(its columns), and B is zero, as `peft` has it.
 
     std is `initializer_range`, and for GPT's projections that write into the residual stream
     `initializer_range / sqrt(2 * num_hidden_layers)` (GPT-2, section 2.3). T5 has its own, see `_t5_std`.
@@ -35,6 +36,10 @@ def initialize_weights(parameters: Sequence[ShardedParameter], model: ModelConfi
 
 
 def _initial_values(box: Box, model: ModelConfig, seed: int) -> Tensor:
+    if is_adapter(box.key):
+        if f".{B}." in box.key:
+            return torch.zeros(box.shape)
+        return drawn_box(box, seed, torch.rand).mul_(2).sub_(1).mul_(box.global_shape[-1] ** -0.5)
     if box.key.endswith("bias"):
         return torch.zeros(box.shape)
     if "norm" in box.key:
@@ -70,6 +75,11 @@ def _t5_std(box: Box, model: ModelConfig) -> Tensor | float:
 
 def normal_box(box: Box, seed: int) -> Tensor:
     """The box of a global tensor of standard normal float32 numbers that only (seed, name) decide."""
+    return drawn_box(box, seed, torch.randn)
+
+
+def drawn_box(box: Box, seed: int, draw: Callable[..., Tensor]) -> Tensor:
+    """The same of numbers that `draw` draws, given a number of rows, of columns, and a generator."""
     rows, columns = box.global_shape[-2:]
     *stacked_offset, row, column = box.offset
     *stacked_shape, row_count, column_count = box.shape
@@ -79,7 +89,7 @@ def normal_box(box: Box, seed: int) -> Tensor:
         for block in range(row // ROWS_PER_BLOCK, -(-(row + row_count) // ROWS_PER_BLOCK)):
             first = block * ROWS_PER_BLOCK
             count = min(ROWS_PER_BLOCK, rows - first)
-            drawn = torch.randn(count, columns, generator=_generator(seed, box.key, layer, block))
+            drawn = draw(count, columns, generator=_generator(seed, box.key, layer, block))
             low, high = max(first, row), min(first + count, row + row_count)
             out[i, low - row : high - row] = drawn[low - first : high - first, column : column + column_count]
     return out.view(box.shape)

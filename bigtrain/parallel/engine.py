@@ -25,12 +25,13 @@ from bigtrain.models.build import Chunk, build_model, tables_of_stages
 from bigtrain.models.context import part_of_sequence
 from bigtrain.models.experts import take_router_losses
 from bigtrain.models.initialize import initialize_weights
+from bigtrain.models.lora import add_adapters, freeze, let_gradients_through
 from bigtrain.models.sharding import ShardedParameter, sharded_parameters
 from bigtrain.parallel import compat
 from bigtrain.parallel.deepspeed_config import deepspeed_config
 from bigtrain.parallel.experts import NAME, ExpertGroups, lies_apart, set_experts_apart
 from bigtrain.parallel.random import seed_step
-from bigtrain.parallel.topology import Layout, MegatronGroups
+from bigtrain.parallel.topology import Layout, MegatronGroups, any_rank
 
 ForwardStep = Callable[[Iterator[Batch], "_Chunk"], tuple[Tensor, Any]]
 
@@ -67,10 +68,14 @@ class Engine:
         self.config = config
         self.layout = layout
         seed_step(config.training.seed, 0, layout)
-        self._draws = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
+        self._draws = _draws(config)
         chunks = build(config)
+        add_adapters(chunks, config)
         self.parameters: list[ShardedParameter] = sharded_parameters(chunks)
         initialize_weights(self.parameters, config.model, config.training.seed)
+        freeze(self.parameters, config)
+        if config.training.recompute == "full" or layout.pipeline > 1:
+            let_gradients_through(chunks)
         self.tied_weight = _mark_for_norm(chunks, layout)
         self.stage_tables = tables_of_stages(chunks) if layout.pipeline > 1 else []
         self.zero = _deepspeed(config, layout, chunks)
@@ -195,18 +200,19 @@ class Engine:
 
     def _reduce_shared(self) -> None:
         """Add up the gradients of parameters held by several model-parallel processes."""
-        norms = [p for p in self.zero.module.parameters() if getattr(p, "sequence_parallel", False)]
-        if norms:
+        trained = [p for p in self.zero.module.parameters() if p.requires_grad]
+        for parameter in self.zero.module.idle:
+            parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+        if norms := [p for p in trained if getattr(p, "sequence_parallel", False)]:
             _all_reduce([_gradient(p) for p in norms], parallel_state.get_tensor_model_parallel_group())
-        if self.tied_weight is not None:
+        if self.tied_weight is not None and self.tied_weight.requires_grad:
             _all_reduce([_gradient(self.tied_weight)], parallel_state.get_embedding_group())
-        if self.stage_tables:
+        if any(table is not None and table.requires_grad for table in self.stage_tables):
             held = next(_gradient(table) for table in self.stage_tables if table is not None)
             gradients = [torch.zeros_like(held) if t is None else _gradient(t) for t in self.stage_tables]
             _all_reduce(gradients, parallel_state.get_pipeline_model_parallel_group())
         if self.layout.zero_stage == 0 and self.layout.replicas > 1:
-            gradients = [_gradient(p) for p in self.zero.module.parameters()]
-            _all_reduce(gradients, _replica_group(), divide_by=self.layout.replicas)
+            _all_reduce([_gradient(p) for p in trained], _replica_group(), divide_by=self.layout.replicas)
 
 
 class _Chunk(nn.Module):
@@ -238,6 +244,16 @@ class _Chunks(nn.Module):
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
         self.expert_groups = expert_groups
+        self.idle = nn.ParameterList()
+        """Never used: see :func:`_adamw`."""
+
+    def add_idle(self) -> nn.Parameter:
+        """A parameter that nothing depends on and no norm counts."""
+        some = next(self.chunks.parameters())
+        idle = nn.Parameter(some.new_zeros(1))
+        idle.model_parallel = False  # type: ignore[attr-defined]
+        self.idle.append(idle)
+        return idle
 
     def forward(self, index: int, batch: Batch, what: str) -> Tensor:
         method: Callable[[Batch], Tensor] = getattr(self.chunks[index], what)
@@ -249,14 +265,16 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[Chunk]) -> deeps
     if experts is not None:
         set_experts_apart(chunks)
     model = _Chunks(chunks, None if experts is None else ExpertGroups(experts))
+    optimizer = _adamw(config, model)
     low_precision = config.training.precision == "bf16"
     if low_precision:
         for parameter in model.parameters():
-            parameter.grad_dtype = torch.float32  # autograd adds the micro-batches up in float32
+            if parameter.requires_grad:
+                parameter.grad_dtype = torch.float32  # autograd adds the micro-batches up in float32
     zero_group = _replica_group() if layout.zero_stage else _group_of_one()
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=_adamw(config, model),
+        optimizer=optimizer,
         config=deepspeed_config(config),
         mpu=MegatronGroups(zero_group),
         dist_init_required=False,
@@ -267,16 +285,29 @@ def _deepspeed(config: Config, layout: Layout, chunks: Sequence[Chunk]) -> deeps
     return engine
 
 
-def _adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW whose weight decay touches matrices only."""
+def _draws(config: Config) -> bool:
+    """Whether a step draws random numbers."""
+    lora = config.finetune.lora
+    return max(config.model.hidden_dropout, config.model.attention_dropout, lora.lora_dropout if lora else 0) > 0
+
+
+def _adamw(config: Config, model: _Chunks) -> torch.optim.AdamW:
+    """AdamW whose weight decay touches matrices only.
+
+    DeepSpeed wants the same groups on all processes, and none empty: where this one trains nothing that belongs in a
+    group it gets a number that stays 0.
+    """
     options = config.optimizer
-    here = [p for p in model.parameters() if not lies_apart(p)]
-    matrices = [p for p in here if p.ndim > 1]
-    vectors = [p for p in here if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    here = [p for p in model.parameters() if p.requires_grad and not lies_apart(p)]
+    groups: list[dict[str, Any]] = []
+    for of_group, decay in (
+        ([p for p in here if p.ndim > 1], options.weight_decay),
+        ([p for p in here if p.ndim <= 1], 0.0),
+    ):
+        if config.finetune.trained and any_rank(bool(of_group)) and not of_group:
+            of_group.append(model.add_idle())
+        if of_group:
+            groups.append({"params": of_group, "weight_decay": decay})
     if apart := [p for p in model.parameters() if lies_apart(p)]:  # matrices all
         groups.append({"params": apart, "weight_decay": options.weight_decay, "name": NAME, "moe": True})
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)

@@ -4,9 +4,10 @@ from typing import Any
 
 from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.find import find_checkpoint
-from bigtrain.checkpoint.places import checkpoint_folder, place
+from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.config import Config
-from bigtrain.errors import CheckpointError, ConfigError
+from bigtrain.errors import CheckpointError, ConfigError, ConversionError
+from bigtrain.training.beginning import begins_in
 
 _CHANGEABLE = {"hidden_dropout", "attention_dropout", "initializer_range"}
 """Options of the model that may be changed midway: the weights mean the same."""
@@ -46,6 +47,8 @@ def checkpoint_to_resume(config: Config, identity: dict[str, Any]) -> catalog.Ch
             "set it to true, or choose another training.output_dir (and checkpoint.dir, where it is set)"
         )
     _same(found, "model", *_models(found, config, _CHANGEABLE))
+    nothing = {"lora": None, "freeze": "none"}
+    _same(found, "finetune", nothing | found.trained, nothing | config.finetune.trained)
     _same(found, "data", _past(found.data, found.state.position), _past(identity, found.state.position))
     if found.state.step > config.training.steps:
         raise CheckpointError(
@@ -60,14 +63,15 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
     Raises:
         ConfigError: The URL is of a kind that nothing here can open.
         CheckpointError: It holds no complete checkpoint, or one of another model.
+        ConversionError: It is a Hugging Face folder that cannot be converted.
     """
-    given = config.checkpoint.initialize_from
-    if given is None:
+    if config.checkpoint.initialize_from is None:
         return None
     try:
-        found = find_checkpoint(place(given))
+        found = find_checkpoint(begins_in(config))
+        check_whole(found)
         was, now = _models(found, config, _CHANGEABLE | _OF_THE_ROUTERS_LOSS)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, ConversionError) as error:
         raise type(error)(f"checkpoint.initialize_from: {error}") from None
     if not now["add_pooling_layer"]:  # what the checkpoint has of it stays behind
         was["add_pooling_layer"] = False
@@ -78,6 +82,19 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
             f"checkpoint.initialize_from: {found.path} holds the weights of another model: {'; '.join(changed)}"
         )
     return found
+
+
+def check_whole(initial: catalog.Checkpoint) -> None:
+    """Refuse to begin with a model's weights and leave out its adapters.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    if "lora" in initial.trained:
+        raise CheckpointError(
+            f"{initial.path} has adapters (finetune.lora) beside its weights; merge them first, with "
+            "`bigtrain convert to-hf`, and begin with the folder that it makes"
+        )
 
 
 def _models(

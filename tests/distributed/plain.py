@@ -148,7 +148,12 @@ def cosine(number: int, recipe: Recipe) -> float:
     return low + (recipe.lr - low) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def write_checkpoint(weights: dict[str, torch.Tensor], model_section: dict[str, object], folder: Path) -> None:
+def write_checkpoint(
+    weights: dict[str, torch.Tensor],
+    model_section: dict[str, object],
+    folder: Path,
+    trained: dict[str, Any] | None = None,
+) -> None:
     """Weights as a bigtrain checkpoint of step 0, written with plain `torch.distributed.checkpoint`."""
     state = {f"model.{key}": value for key, value in weights.items()}
     for moment in ("exp_avg", "exp_avg_sq"):
@@ -163,6 +168,7 @@ def write_checkpoint(weights: dict[str, torch.Tensor], model_section: dict[str, 
         "model": model_section,
         "layout": {},
         "data": {},
+        "trained": trained or {},
         "files": {p.name: p.stat().st_size for p in folder.iterdir()},
     }
     (folder / "complete.json").write_text(json.dumps(marker))

@@ -36,6 +36,7 @@ from bigtrain.prepare.train_tokenizer import train_wordpiece
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 import plain_bert
+import plain_lora
 import plain_t5
 
 pytestmark = pytest.mark.distributed
@@ -49,15 +50,39 @@ TASKS = ["classification", "regression", "tagging", "question_answering"]
 SEQUENCES = "sequence_to_sequence"
 MODELS = [*((architecture, task) for architecture in ("gpt", "bert") for task in TASKS)]
 MODELS += [("gpt", SEQUENCES), ("t5", SEQUENCES)]
-Case = tuple[str, str, int, dict[str, Any]]
+Case = tuple[str, str, int, dict[str, Any], str]
 CASES: list[Case] = [
-    (architecture, task, nproc, parallel)
+    (architecture, task, nproc, parallel, "all")
     for nproc, layouts in LAYOUTS.items()
     for parallel in layouts
     for architecture, task in MODELS
     # ZeRO knows no heads, and a number comes from the same place as a class.
     if (architecture, task) == ("gpt", "classification")
     or ("zero_stage" not in parallel and (nproc, task) != (2, "regression"))
+]
+PARTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "adapters": {"lora": {"r": 4, "lora_alpha": 6.0}},
+    "adapters-of-some": {"lora": {"r": 4, "lora_alpha": 6.0, "target_modules": ["q_proj", "v_proj", "up_proj"]}},
+    "upper": {"freeze": 1},
+    "head": {"freeze": "all"},
+}
+"""What is trained."""
+TENSOR, PIPELINE = LAYOUTS[2][:2]
+CASES += [
+    ("gpt", "classification", 1, {"zero_stage": 3}, "adapters"),
+    ("bert", "classification", 1, {}, "head"),
+    *(("gpt", "classification", 2, parallel, "adapters") for parallel in (TENSOR, PIPELINE, {"zero_stage": 2})),
+    ("gpt", "classification", 2, {"zero_stage": 3}, "adapters-of-some"),
+    *(("bert", "classification", 2, parallel, "adapters") for parallel in (TENSOR, {"tensor": 2})),
+    *(("bert", "tagging", 2, parallel, "adapters-of-some") for parallel in (PIPELINE, {"zero_stage": 0})),
+    *(("gpt", SEQUENCES, 2, parallel, "adapters") for parallel in (TENSOR, PIPELINE)),
+    ("t5", SEQUENCES, 2, TENSOR, "adapters"),
+    ("t5", SEQUENCES, 2, PIPELINE, "adapters-of-some"),
+    # here the first stage trains nothing
+    *(("gpt", "classification", 2, parallel, "upper") for parallel in (PIPELINE, {"zero_stage": 3})),
+    *(("bert", "classification", 2, parallel, "head") for parallel in (TENSOR, PIPELINE)),
+    ("t5", SEQUENCES, 2, PIPELINE, "upper"),
 ]
 
 WORDS = ["import", "json", "class", "value", "return", "self", "none", "true", "async", "def", "wait", "loop", "event"]
@@ -70,8 +95,9 @@ LABELS = ["O", "B-X", "I-X", "B-Y"]
 
 
 def case_id(case: Case) -> str:
-    architecture, task, nproc, parallel = case
-    return "_".join([architecture, task, f"{nproc}-processes", *(f"{key}-{value}" for key, value in parallel.items())])
+    architecture, task, nproc, parallel, part = case
+    layout = (f"{key}-{value}" for key, value in parallel.items())
+    return "_".join([architecture, task, f"{nproc}-processes", *layout, *([] if part == "all" else [part])])
 
 
 def write_examples(folder: Path) -> None:
@@ -142,14 +168,15 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any]) -> dict[str, Any]:
+def config(folder: Path, architecture: str, task: str, parallel: dict[str, Any], part: str = "all") -> dict[str, Any]:
     file = next(folder.glob(f"{task}.*"))
     labels = {"classification": ["a", "b", "c"], "tagging": LABELS}.get(task)
+    finetune = {"task": task, "train": str(file), "labels": labels, "prompt": "{source} =", **PARTS[part]}
     columns = {"text_pair": "second"} if task in ("classification", "regression") else {}
     return {
         "model": SHAPE | OURS[architecture],
         "tokenizer": {"path": str(folder / architecture)},
-        "finetune": {"task": task, "train": str(file), "labels": labels, "columns": columns, "prompt": "{source} ="},
+        "finetune": finetune | {"columns": columns},
         "parallel": parallel,
         "optimizer": {"lr": LR, "betas": [0.9, 0.95], "weight_decay": 0.1},
         "schedule": {"name": "constant"},
@@ -194,6 +221,17 @@ def model(architecture: str, task: str) -> Any:
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return made
+
+
+@functools.cache
+def part_of_model(architecture: str, task: str, part: str) -> tuple[Any, dict[str, Tensor]]:
+    """The model that is trained plainly, and its adapters."""
+    options = PARTS[part]
+    if "lora" in options:
+        return plain_lora.adapted(model(architecture, task), architecture, options["lora"])
+    if "freeze" in options:
+        return plain_lora.trains_a_part(model(architecture, task), options["freeze"]), {}
+    return model(architecture, task), {}
 
 
 def weights(architecture: str, task: str) -> dict[str, Tensor]:
@@ -310,8 +348,10 @@ def loss_without_padding(said: Any, batch: dict[str, Tensor]) -> Tensor:
     return (F.cross_entropy(starts, batch["start_positions"]) + F.cross_entropy(ends, batch["end_positions"])) / 2
 
 
-def train_plainly(architecture: str, task: str, batch: dict[str, Tensor], start: int) -> list[tuple[float, float]]:
-    made = model(architecture, task)
+def train_plainly(
+    architecture: str, task: str, part: str, batch: dict[str, Tensor], start: int
+) -> list[tuple[float, float]]:
+    made, _ = part_of_model(architecture, task, part)
     if architecture == "t5":
         made.config.decoder_start_token_id = start
     matrices = [p for p in made.parameters() if p.ndim > 1]
@@ -331,6 +371,11 @@ def train_plainly(architecture: str, task: str, batch: dict[str, Tensor], start:
     return history
 
 
+def place(folder: Path, *names: str) -> Path:
+    """Where a model's weights lie."""
+    return folder.joinpath("weights", *names)
+
+
 @pytest.fixture(scope="module")
 def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Examples, tokenizers, and the models' weights as checkpoints."""
@@ -340,9 +385,11 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / architecture).mkdir()
         shutil.copy(tokenizer, made / architecture / "tokenizer.model")
     train_wordpiece([*TEXTS, *SECOND], made / "bert", 72)
-    for architecture, task in MODELS:
+    for architecture, task, part in {(case[0], case[1], case[4]) for case in CASES}:
         shape = config(made, architecture, task, {})["model"]
-        plain.write_checkpoint(weights(architecture, task), shape, made / "weights" / architecture / task)
+        _, adapters = part_of_model(architecture, task, part)
+        whole = weights(architecture, task) | adapters
+        plain.write_checkpoint(whole, shape, place(made, architecture, task, part), trained=PARTS[part])
     return made
 
 
@@ -355,11 +402,11 @@ def histories(folder: Path) -> Callable[[int], dict[str, Any]]:
         cases = [
             {
                 "name": case_id(case),
-                "config": config(folder, architecture, task, parallel),
-                "checkpoint": str(folder / "weights" / architecture / task),
+                "config": config(folder, architecture, task, parallel, part),
+                "checkpoint": str(place(folder, architecture, task, part)),
             }
             for case in CASES
-            for architecture, task, count, parallel in [case]
+            for architecture, task, count, parallel, part in [case]
             if count == nproc
         ]
         (folder / f"cases-{nproc}.json").write_text(json.dumps(cases))
@@ -373,21 +420,21 @@ def histories(folder: Path) -> Callable[[int], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def oracle(folder: Path) -> Callable[[str, str], list[tuple[float, float]]]:
+def oracle(folder: Path) -> Callable[[str, str, str], list[tuple[float, float]]]:
     """What the plain loop saw; after the weights were written."""
 
     @functools.cache
-    def of(architecture: str, task: str) -> list[tuple[float, float]]:
+    def of(architecture: str, task: str, part: str) -> list[tuple[float, float]]:
         pieces = Pieces(architecture, folder)
-        return train_plainly(architecture, task, tensors(task, pieces), pieces.end)
+        return train_plainly(architecture, task, part, tensors(task, pieces), pieces.end)
 
     return of
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case_id(case)) for case in CASES])
 def test_equals_plain_pytorch(case: Case, histories: Any, oracle: Any) -> None:
-    architecture, task, nproc, _ = case
-    ours, theirs = torch.tensor(histories(nproc)[case_id(case)]), torch.tensor(oracle(architecture, task))
+    architecture, task, nproc, _, part = case
+    ours, theirs = torch.tensor(histories(nproc)[case_id(case)]), torch.tensor(oracle(architecture, task, part))
     drift = ((ours - theirs) / theirs).abs().amax(1)
     assert drift[0] < 2e-6, drift
     assert drift.max() < 2e-5, drift

@@ -92,7 +92,10 @@ def test_the_road_from_examples_to_scores(folder: Path) -> None:
     for path in [*(run / "checkpoints").glob("step-*")]:
         if path.name != "step-00000004":
             shutil.rmtree(path)
+    kept = run / "best" / f"step-{best['step']:08d}"
+    shutil.copytree(kept, kept.with_name("step-00000040"))  # of the steps that are to be done again, and better then
     succeed("finetune", folder / "config.yaml", "--nproc", "2")
+    assert [*(run / "best").glob("step-*")] == [kept]
     again = rows(run)
     assert len(again) == len(whole) > 8
     for now, before in zip(again, whole, strict=True):
