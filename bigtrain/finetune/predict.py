@@ -12,13 +12,14 @@ from bigtrain.checkpoint import store
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.evaluate.beams import Beams
 from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.inputs import find_best
 from bigtrain.finetune.saved import open_examples
-from bigtrain.finetune.write import write_texts
+from bigtrain.finetune.write import LIKELIEST_TOKEN, write_texts
 from bigtrain.models.heads import build_for_task, task_losses
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
@@ -72,8 +73,10 @@ def outputs(
     return Outputs(loss, [rows[number] for number in range(len(encoded))])
 
 
-def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
+def predict_file(config: Config, run: Path, data: Path, output: Path, how: Beams = LIKELIEST_TOKEN) -> None:
     """Write the predictions for all examples of `data` to `output`; every process of the world calls it.
+
+    `how` is for texts, which are looked for so.
 
     Raises:
         UserError: On every rank, before anything is computed.
@@ -84,14 +87,15 @@ def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
     engine = Engine(config, layout, partial(build_for_task, labels=len(labels)))
     store.load_weights(find_best(run), engine)
     if config.finetune.task == "sequence_to_sequence":
-        texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"))
-        write_predictions(output, _made(encoded, texts))
+        texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"), how)
+        if texts is not None:
+            write_predictions(output, made_rows(encoded, texts))
     elif found := outputs(engine, config, encoded):
         write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
     topology.stop_processes()
 
 
-def _made(encoded: Encoded, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def made_rows(encoded: Encoded, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of predictions of texts."""
     for item, text in zip(encoded.items, texts, strict=True):
         example = encoded.examples.examples[item.example]

@@ -128,12 +128,15 @@ class Engine:
         return totals
 
     @torch.no_grad()
-    def predict(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """What the model says of each batch of this process, on the last stage of its pipeline; else nothing."""
+    def predict(self, batches: Sequence[Batch], what: str = "predictions") -> list[Tensor]:
+        """What the model says of each batch of this process, on the last stage of its pipeline; else nothing.
+
+        `what` names the method of the chunks that says it, which gives hidden states before the last stage.
+        """
         self.zero.eval()
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            said = chunk(_on_device(next(iterator), self.layout), "predictions")
+            said = chunk(_on_device(next(iterator), self.layout), what)
             return said, lambda said: (said.new_zeros(()), said)
 
         return self._run(batches, forward_step)
