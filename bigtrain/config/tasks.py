@@ -10,6 +10,10 @@ from bigtrain.errors import ConfigError
 
 Task = Literal["classification", "regression", "tagging", "question_answering", "sequence_to_sequence"]
 
+OF_TEXTS = ("bleu", "chrf")
+"""Metrics of texts that a model has written."""
+_TEXTS_WRITTEN = 200
+
 
 class ColumnsConfig(Section):
     """Names of the columns of a table of examples. CoNLL and SQuAD files have none."""
@@ -50,8 +54,11 @@ class FinetuneConfig(Section):
     """All classes, or tags, in order; default: those that occur in `train`."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: every class counts as much in the loss, however many examples it has."""
-    metric: Literal["loss", "accuracy", "f1", "pearson", "spearman", "exact_match"] = "loss"
+    metric: Literal["loss", "accuracy", "f1", "pearson", "spearman", "exact_match", "bleu", "chrf"] = "loss"
     """What the best checkpoint is best in, on the validation examples."""
+    validation_texts: NonNegativeInt | None = None
+    """Validation examples, the first ones, whose texts are written at each validation, the likeliest token always, for
+    BLEU and chrF; default: 200 where `metric` is one of these, else none."""
     patience: NonNegativeInt = 0
     """Validations in a row without a better one, after which training ends; 0: never before `training.steps`."""
     unanswerable: bool | None = None
@@ -63,7 +70,14 @@ class FinetuneConfig(Section):
     prompt: Text = "{source}\n"
     """What a GPT continues to make a text of another, or a T5 reads; the loss is of what follows alone."""
     max_target_length: PositiveInt = 128
-    """Tokens of the longest text that `bigtrain evaluate` has a run make of another."""
+    """Tokens of the longest text that a run makes of another, for a validation or `bigtrain evaluate`."""
+
+    @property
+    def texts_written(self) -> int:
+        """How many a validation writes."""
+        if self.validation_texts is None:
+            return _TEXTS_WRITTEN if self.metric in OF_TEXTS else 0
+        return self.validation_texts
 
 
 def columns_of(words: Sequence[str]) -> ColumnsConfig:

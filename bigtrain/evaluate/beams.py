@@ -7,7 +7,7 @@ the first `num_beams`, are kept by their log-probability over a power of their l
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -168,14 +168,3 @@ class _Text:
             length = self._limit
         possible = np.float32(self.scores[0]) / np.float32(length**how.length_penalty)
         return bool(possible <= np.float32(self._finished[-1].score))
-
-
-def as_details(how: Beams) -> dict[str, Any]:
-    """How texts were made, to be told with their scores."""
-    if how.num_beams == 1:
-        return {"num_beams": 1}
-    return {
-        "num_beams": how.num_beams,
-        "length_penalty": how.length_penalty,
-        "early_stopping": how.early_stopping,
-    }

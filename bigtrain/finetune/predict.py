@@ -1,6 +1,6 @@
 """A model's outputs for the examples of a file, and what they say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,15 +89,17 @@ def predict_file(config: Config, run: Path, data: Path, output: Path, how: Beams
     if config.finetune.task == "sequence_to_sequence":
         texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"), how)
         if texts is not None:
-            write_predictions(output, made_rows(encoded, texts))
+            write_predictions(output, iter(made_rows(encoded, texts)))
     elif found := outputs(engine, config, encoded):
         write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
     topology.stop_processes()
 
 
-def made_rows(encoded: Encoded, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def made_rows(encoded: Encoded, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of predictions of texts."""
+    rows = []
     for item, text in zip(encoded.items, texts, strict=True):
         example = encoded.examples.examples[item.example]
         target = {} if example.pair is None else {"target": example.pair}
-        yield {"id": example.where, "source": example.text, "predicted": text, **target}
+        rows.append({"id": example.where, "source": example.text, "predicted": text, **target})
+    return rows
