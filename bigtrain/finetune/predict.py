@@ -1,6 +1,7 @@
 """A model's outputs for the examples of a file, and what they say."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,17 +82,27 @@ def predict_file(config: Config, run: Path, data: Path, output: Path, how: Beams
     Raises:
         UserError: On every rank, before anything is computed.
     """
-    layout = topology.start_processes(config)
     encoded = open_examples(config, data, run)
-    labels = config.finetune.labels or ()
-    engine = Engine(config, layout, partial(build_for_task, labels=len(labels)))
+    with best_model(config, run) as engine:
+        if config.finetune.task == "sequence_to_sequence":
+            texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"), how)
+            if texts is not None:
+                write_predictions(output, iter(made_rows(encoded, texts)))
+        elif found := outputs(engine, config, encoded):
+            write_predictions(output, iter(decode(config, encoded, found.of_items, config.finetune.labels or ())))
+
+
+@contextmanager
+def best_model(config: Config, run: Path) -> Iterator[Engine]:
+    """A run's model with its best weights; the world begins and ends with the block, on every process of it.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged.
+    """
+    layout = topology.start_processes(config)
+    engine = Engine(config, layout, partial(build_for_task, labels=len(config.finetune.labels or ())))
     store.load_weights(find_best(run), engine)
-    if config.finetune.task == "sequence_to_sequence":
-        texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"), how)
-        if texts is not None:
-            write_predictions(output, iter(made_rows(encoded, texts)))
-    elif found := outputs(engine, config, encoded):
-        write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
+    yield engine
     topology.stop_processes()
 
 
