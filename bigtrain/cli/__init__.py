@@ -17,6 +17,7 @@ from bigtrain.cli.arguments import ConfigFile, Overrides, out
 from bigtrain.cli.convert import convert_app
 from bigtrain.cli.data import data_app
 from bigtrain.cli.evaluate import evaluate
+from bigtrain.cli.explain import explain
 from bigtrain.cli.generate import generate
 from bigtrain.cli.jobs import logs, status, stop, submit
 from bigtrain.cli.runs import finetune, pretrain
@@ -85,6 +86,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 app.command()(generate)
 app.command()(evaluate)
+app.command()(explain)
 app.command()(submit)
 app.command()(status)
 app.command()(stop)

@@ -6,14 +6,17 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
 
-from bigtrain.cli.arguments import Overrides, out
+from bigtrain.cli.arguments import EarlyStopping, LengthPenalty, NumBeams, Overrides, Stopping, beams, out
 from bigtrain.config.tasks import Task
-from bigtrain.errors import UserError
+from bigtrain.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from bigtrain.evaluate.beams import Beams
 
 _OF_FOLDER = "config.json"
 """A run has a `config.yaml`."""
@@ -56,6 +59,9 @@ def evaluate(
             help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1
         ),
     ] = None,
+    num_beams: NumBeams = 1,
+    length_penalty: LengthPenalty = 1.0,
+    early_stopping: Stopping = EarlyStopping.false,
 ) -> None:
     """Have a fine-tuned run judge examples, and score what it, or another model, has predicted; or measure how well a
     language model in a Hugging Face folder predicts the text of a dataset.
@@ -75,7 +81,8 @@ def evaluate(
         return
     if source.is_dir():
         folder = output or source / "evaluation"
-        predictions, kind, labelled = _predict(source, data, overrides or [], folder, nproc)
+        how = beams(num_beams, length_penalty, early_stopping)
+        predictions, kind, labelled, details = _predict(source, data, overrides or [], folder, nproc, how)
         if not labelled and labels is None:
             out.print(f"{predictions}\n{data} has no labels: there is nothing to score", markup=False)
             return
@@ -83,12 +90,13 @@ def evaluate(
         wrong = "--task is missing" if task is None else f"{data} would be judged by a run"
         raise UserError(f"{source} is not a run's folder but predictions, and {wrong}")
     else:
-        predictions, kind, folder = source, task.value, output or source.parent
+        predictions, kind, folder, details = source, task.value, output or source.parent, {}
     found = read_predictions(predictions, kind, labels, named)
     differences = []
     if against is not None:
         differences = [asdict(row) for row in compare(read_predictions(against, kind, labels, named), found, seed)]
-    show(score(found, seed).as_json(), differences, folder, predictions.name.partition(".")[0])
+    scores = score(found, seed).as_json()
+    show({**scores, "details": scores["details"] | details}, differences, folder, predictions.name.partition(".")[0])
 
 
 def _score_text(model: Path, data: Path | None, sequence_length: int | None, folder: Path, seed: int) -> None:
@@ -104,9 +112,10 @@ def _score_text(model: Path, data: Path | None, sequence_length: int | None, fol
 
 
 def _predict(
-    run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int | None
-) -> tuple[Path, Any, bool]:
-    """Write a run's predictions; gives the file, the task, and whether the examples say what is right.
+    run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int | None, how: "Beams"
+) -> tuple[Path, Any, bool, dict[str, Any]]:
+    """Write a run's predictions; gives the file, the task, whether the examples say what is right, and how texts were
+    made.
 
     In a process that is one of several it ends there.
     """
@@ -124,8 +133,11 @@ def _predict(
     is_worker = "RANK" in os.environ
     world = world_from_environment(nproc or (None if is_worker else config.parallel.model_parallel_size), os.environ)
     validate(config, world.world_size)
-    if world.world_size > 1 and config.finetune.task == "sequence_to_sequence":
-        raise UserError(f"{run} makes texts of texts, and writes them on one process: leave --nproc out")
+    writes = config.finetune.task == "sequence_to_sequence"
+    if how.num_beams > 1 and not writes:
+        raise UserError(f"--num-beams is for texts that are made, and {run} is of finetune.task={config.finetune.task}")
+    if writes and config.model.num_experts and config.parallel.experts_lie_apart:
+        raise ConfigError(f"{run} is a mixture of experts, which writes no texts where these lie on several processes")
     encoded = open_examples(config, data, run)
     if not world.is_worker:
         for note in encoded.notes:
@@ -134,16 +146,19 @@ def _predict(
     if world.is_worker or world.world_size == 1:
         from bigtrain.finetune.predict import predict_file
 
-        predict_file(config, run, data, predictions)
+        predict_file(config, run, data, predictions, how)
         if world.is_worker:
             sys.exit(0)
     else:
-        words = ["evaluate", str(run), str(data), *overrides, "--output", str(folder)]
-        code = run_workers([sys.executable, "-m", "bigtrain", *words], world, log_dir=folder / "logs")
+        stopping = str(how.early_stopping).lower()
+        words = ["evaluate", str(run), str(data), *overrides, "--output", str(folder), "--num-beams", how.num_beams]
+        words += ["--length-penalty", how.length_penalty, "--early-stopping", stopping]
+        code = run_workers([sys.executable, "-m", "bigtrain", *map(str, words)], world, log_dir=folder / "logs")
         if code:
             sys.exit(code)
     kind: Any = config.finetune.task
-    return predictions, kind, has_labels(encoded.examples, kind)
+    made = {"generation": {**asdict(how), "max_target_length": config.finetune.max_target_length}} if writes else {}
+    return predictions, kind, has_labels(encoded.examples, kind), made
 
 
 def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path, stem: str) -> None:
@@ -162,6 +177,8 @@ def show(scores: dict[str, Any], differences: list[dict[str, Any]], folder: Path
             out.print(table)
     for note in scores["notes"]:
         out.print(note, markup=False)
+    for name, signature in scores["details"].get("signatures", {}).items():
+        out.print(f"{name}: {signature}", markup=False)
     page, file = folder / f"{stem}.html", folder / f"{stem}.scores.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

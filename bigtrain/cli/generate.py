@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.cli.arguments import err, out
+from bigtrain.cli.arguments import EarlyStopping, LengthPenalty, NumBeams, Stopping, beams, err, out
 from bigtrain.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from bigtrain.config import ParallelConfig
+    from bigtrain.evaluate.beams import Beams
     from bigtrain.evaluate.generate import Continuation
 
 
@@ -56,6 +57,9 @@ def generate(
     pipeline: Annotated[
         int, typer.Option(help="Stages of layers among the processes; within a stage they share matrices.", min=1)
     ] = 1,
+    num_beams: NumBeams = 1,
+    length_penalty: LengthPenalty = 1.0,
+    early_stopping: Stopping = EarlyStopping.false,
 ) -> None:
     """Continue text with a run's checkpoint or an exported model."""
     from bigtrain.checkpoint.places import place
@@ -70,11 +74,12 @@ def generate(
     from bigtrain.evaluate.generate import open_model
     from bigtrain.evaluate.sampling import Sampling
 
+    how: Sampling | Beams = Sampling(temperature, top_k, top_p, seed)
+    if num_beams != 1:
+        how = beams(num_beams, length_penalty, early_stopping)
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output} cannot be written: {output.absolute().parent} is no folder")
-    texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
-    if not texts:
-        raise UserError("there is nothing to continue: give --prompt TEXT or --prompts FILE")
+    texts = _texts(prompt, prompts)
     opened = open_model(
         place(model), tokenizer=tokenizer, parallel=parallel, dtype=None if dtype is None else dtype.value
     )
@@ -83,7 +88,7 @@ def generate(
     made = continue_prompts(
         opened,
         texts,
-        Sampling(temperature, top_k, top_p, seed),
+        how,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         chat=chat,
@@ -93,6 +98,13 @@ def generate(
         page.sum_up(made, time.perf_counter() - began)
         if output:
             _write(output, made)
+
+
+def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str]:
+    found = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    if not found:
+        raise UserError("there is nothing to continue: give --prompt TEXT or --prompts FILE")
+    return found
 
 
 def _layout(processes: int, pipeline: int) -> "ParallelConfig":

@@ -11,6 +11,10 @@ from bigtrain.errors import ConfigError
 Task = Literal["classification", "regression", "tagging", "question_answering", "sequence_to_sequence"]
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+OF_TEXTS = ("bleu", "chrf")
+"""Metrics of texts that a model has written."""
+_TEXTS_WRITTEN = 200
+
 
 class ColumnsConfig(Section):
     """Names of the columns of a table of examples. CoNLL and SQuAD files have none."""
@@ -75,8 +79,11 @@ class FinetuneConfig(Section):
     freeze: Literal["none", "embeddings", "all"] | PositiveInt = "none"
     """What stays as it is, and needs neither gradients nor an optimizer's state: the embeddings; with a number also so
     many of the lowest layers, a T5's encoder before its decoder; `all` trains the task's head alone."""
-    metric: Literal["loss", "accuracy", "f1", "pearson", "spearman", "exact_match"] = "loss"
+    metric: Literal["loss", "accuracy", "f1", "pearson", "spearman", "exact_match", "bleu", "chrf"] = "loss"
     """What the best checkpoint is best in, on the validation examples."""
+    validation_texts: NonNegativeInt | None = None
+    """Validation examples, the first ones, whose texts are written at each validation, the likeliest token always, for
+    BLEU and chrF; default: 200 where `metric` is one of these, else none."""
     patience: NonNegativeInt = 0
     """Validations in a row without a better one, after which training ends; 0: never before `training.steps`."""
     unanswerable: bool | None = None
@@ -88,7 +95,14 @@ class FinetuneConfig(Section):
     prompt: Text = "{source}\n"
     """What a GPT continues to make a text of another, or a T5 reads; the loss is of what follows alone."""
     max_target_length: PositiveInt = 128
-    """Tokens of the longest text that `bigtrain evaluate` has a run make of another."""
+    """Tokens of the longest text that a run makes of another, for a validation or `bigtrain evaluate`."""
+
+    @property
+    def texts_written(self) -> int:
+        """How many a validation writes."""
+        if self.validation_texts is None:
+            return _TEXTS_WRITTEN if self.metric in OF_TEXTS else 0
+        return self.validation_texts
 
     @property
     def trained(self) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
+from bigtrain.config.tasks import OF_TEXTS
 
 METRICS = {
     "classification": ("loss", "accuracy", "f1"),
     "regression": ("loss", "pearson", "spearman"),
     "tagging": ("loss", "accuracy", "f1"),
     "question_answering": ("loss", "f1", "exact_match"),
-    "sequence_to_sequence": ("loss",),
+    "sequence_to_sequence": ("loss", *OF_TEXTS),
 }
 """What the best checkpoint of a task can be best in."""
 
@@ -33,6 +34,7 @@ def finetune_problems(config: Config) -> Iterator[str]:
         yield f"finetune.metric={options.metric} is none of finetune.task={task}; try {any_of(list(METRICS[task]))}"
     yield from _messages(config)
     yield from _held_out(config)
+    yield from _written(config)
     yield from _labels(config)
     fits = {"sequence_to_sequence": ("gpt", "t5")}.get(task, ("gpt", "bert"))
     if config.model.architecture not in fits:
@@ -92,6 +94,35 @@ def _held_out(config: Config) -> Iterator[str]:
         yield (
             f"finetune.patience ({options.patience}) counts validations, and training.validation_interval is 0: there "
             "is one alone, at the end; give the steps between two"
+        )
+
+
+def _written(config: Config) -> Iterator[str]:
+    """Texts that a validation writes, for BLEU and chrF."""
+    options, p = config.finetune, config.parallel
+    if options.validation_texts and options.task != "sequence_to_sequence":
+        yield (
+            f"finetune.validation_texts ({options.validation_texts}) is for finetune.task=sequence_to_sequence; leave "
+            "it out"
+        )
+    if options.validation_texts == 0 and options.metric in OF_TEXTS:
+        yield (
+            f"finetune.metric={options.metric} is of texts that a validation writes, and finetune.validation_texts is "
+            "0; leave it out, or say how many"
+        )
+    if not options.texts_written:
+        return
+    why = f"finetune.metric={options.metric}" if options.metric in OF_TEXTS else "finetune.validation_texts"
+    if p.virtual_pipeline > 1:
+        yield (
+            f"{why} has a validation write texts a token at a time, which is not done in a pipeline of interleaved "
+            f"chunks (parallel.virtual_pipeline={p.virtual_pipeline}); set parallel.virtual_pipeline=1, or "
+            "finetune.metric=loss"
+        )
+    if config.model.num_experts and p.experts_lie_apart:
+        yield (
+            f"{why} has a validation write texts a token at a time, which is not done where experts lie on several "
+            "processes; set parallel.tensor=1 and parallel.expert=1, or finetune.metric=loss"
         )
 
 

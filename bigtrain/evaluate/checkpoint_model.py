@@ -1,13 +1,12 @@
 """A run's checkpoint as a model that continues text: our own model, in any tensor and pipeline layout."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from bigtrain.checkpoint.find import find_checkpoint
@@ -15,7 +14,9 @@ from bigtrain.config import ParallelConfig
 from bigtrain.convert.own_model import own_model
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
 from bigtrain.errors import CheckpointError, ConfigError
+from bigtrain.evaluate.beams import Reader
 from bigtrain.evaluate.folder_model import chat, ends_beside
+from bigtrain.models.cached import CausalRows
 from bigtrain.models.gpt import GPT
 from bigtrain.parallel import compat
 
@@ -69,58 +70,41 @@ class _Loaded:
         self._model, self._rows = model, rows
         self._last = dist.get_world_size() - 1  # one of the last stage: stages are the slowest axis of the ranks
 
-    def start(self, padding: Tensor, length: int) -> Callable[[Tensor], Tensor | None]:
+    def start(self, padding: Tensor, length: int) -> Reader:
         """With Megatron-core's cache of keys and values, for `length` columns."""
-        return _Cached(self._model, self._rows, padding.to(compat.device()), length)
+        return _Cached(self._model, self._rows, CausalRows(padding.to(compat.device()), length))
 
-    def agree(self, tokens: Tensor | None, rows: int) -> Tensor:
-        """What the last stage has chosen, on every process."""
-        agreed = torch.empty(rows, dtype=torch.int64, device=compat.device()) if tokens is None else tokens
+    def agree(self, said: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """What the last stage says, on every process."""
+        agreed = torch.empty(shape, dtype=dtype, device=compat.device()) if said is None else said
         dist.broadcast(agreed, src=self._last)
         return agreed
 
 
 class _Cached:
-    """The model's answers to a batch of rows, of which it keeps the keys and values.
+    """The model's answers to a batch of rows, of which it keeps the keys and values."""
 
-    All rows share the rotary angle of a column: only differences of positions matter to it, and those are the
-    rows' own whatever stands left of their beginning. Learned positions are counted from there.
-    """
-
-    def __init__(self, model: GPT, rows: int, padding: Tensor, length: int) -> None:
-        """`rows` are those of the vocabulary that are no padding: what an export writes."""
-        self._model, self._rows = model, rows
-        self._padding = padding
-        self._cache = StaticInferenceContext(len(padding), length)
+    def __init__(self, model: GPT, vocabulary: int, rows: CausalRows) -> None:
+        """`vocabulary`: tokens that are no padding: what an export writes."""
+        self._model, self._vocabulary, self._rows = model, vocabulary, rows
 
     def __call__(self, ids: Tensor) -> Tensor | None:
-        begin = self._cache.sequence_len_offset
-        end = begin + ids.shape[1]
-        ids = ids.to(compat.device())
-        columns = torch.arange(begin, end, device=ids.device)
-        positions = (columns - self._padding[:, None]).clamp(min=0)
-        mask = _seen(self._padding, columns) if self._padding.any() else None
+        batch = self._rows.next(ids.to(compat.device()))
         model = self._model
         if not model.pre_process:
-            model.set_input_tensor(self._receive((end - begin, len(ids), model.config.hidden_size)))
-        out = model(ids, positions, mask, inference_context=self._cache, runtime_gather_output=True)
-        self._cache.sequence_len_offset = end
+            model.set_input_tensor(self._receive((ids.shape[1], len(ids), model.config.hidden_size)))
+        out = model.next_logits(batch)
+        batch.cache.sequence_len_offset += ids.shape[1]
         if model.post_process:
-            return out[:, -1, : self._rows]
+            return out[:, : self._vocabulary]
         dist.send(out.contiguous(), dist.get_rank() + model.config.tensor_model_parallel_size)
         return None
+
+    def pick(self, rows: Tensor) -> None:
+        self._rows.pick(rows.to(compat.device()))
 
     def _receive(self, shape: tuple[int, int, int]) -> Tensor:
         config = self._model.config
         hidden = torch.empty(shape, dtype=config.params_dtype, device=compat.device())
         dist.recv(hidden, dist.get_rank() - config.tensor_model_parallel_size)
         return hidden
-
-
-def _seen(padding: Tensor, columns: Tensor) -> Tensor:
-    """bool [rows, 1, queries, keys]: what the queries in `columns` see of all columns so far. Padding sees itself, so
-    that its softmax has a sum, and nobody else sees it."""
-    keys = torch.arange(int(columns[-1]) + 1, device=columns.device)
-    itself = keys == columns[:, None]
-    real = keys >= padding[:, None, None]
-    return (((keys <= columns[:, None]) & real) | itself)[:, None]

@@ -1,10 +1,10 @@
 """A Hugging Face folder as a model that continues text: the model of `transformers`, on this process."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from bigtrain.errors import CheckpointError, UserError
+from bigtrain.evaluate.beams import Reader
 from bigtrain.parallel import compat
 
 
@@ -80,29 +81,38 @@ class _Loaded:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
-    def start(self, padding: Tensor, length: int) -> Callable[[Tensor], Tensor]:
+    def start(self, padding: Tensor, length: int) -> Reader:
         """With the cache that the model makes for itself; it grows as it needs."""
-        cache = None
-        padding = padding.to(self._model.device)
-        columns = 0
+        return _Cached(self._model, padding.to(self._model.device))
 
-        def read(ids: Tensor) -> Tensor:
-            nonlocal cache, columns
-            begin, columns = columns, columns + ids.shape[1]
-            places = torch.arange(columns, device=padding.device) - padding[:, None]
-            out = self._model(
-                ids.to(padding.device),
-                attention_mask=(places >= 0).long(),
-                position_ids=places[:, begin:].clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            return out.logits[:, -1].float()
+    def agree(self, said: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        assert said is not None, "there is one process"
+        return said
 
-        return read
 
-    def agree(self, tokens: Tensor | None, rows: int) -> Tensor:
-        assert tokens is not None, "there is one process"
-        return tokens
+class _Cached:
+    """The model's answers to a batch of rows."""
+
+    def __init__(self, model: PreTrainedModel, padding: Tensor) -> None:
+        self._model, self._padding = model, padding
+        self._cache: Any = None
+        self._columns = 0
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        begin, self._columns = self._columns, self._columns + ids.shape[1]
+        places = torch.arange(self._columns, device=self._padding.device) - self._padding[:, None]
+        out = self._model(
+            ids.to(self._padding.device),
+            attention_mask=(places >= 0).long(),
+            position_ids=places[:, begin:].clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = out.past_key_values
+        return out.logits[:, -1].float()
+
+    def pick(self, rows: Tensor) -> None:
+        rows = rows.to(self._padding.device)
+        self._padding = self._padding[rows]
+        self._cache.reorder_cache(rows)

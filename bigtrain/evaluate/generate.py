@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -11,8 +12,9 @@ from bigtrain.config import ParallelConfig
 from bigtrain.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
+    from bigtrain.evaluate.beams import Beams, Found, Reader
     from bigtrain.evaluate.sampling import Sampling
 
 _LONGEST = 128
@@ -25,15 +27,12 @@ Told = Callable[[int, str], None]
 class LoadedModel(Protocol):
     """A model in memory."""
 
-    def start(self, padding: "Tensor", length: int) -> "Callable[[Tensor], Tensor | None]":
-        """Begin a batch of rows, each with so many columns of `padding` [rows] left of its beginning.
+    def start(self, padding: "Tensor", length: int) -> "Reader":
+        """Begin a batch of rows, each with so many columns of `padding` [rows] left of its beginning, and `length`
+        columns altogether at most."""
 
-        What is returned reads the next columns, [rows, n] token ids and `length` columns altogether at most, and
-        gives the logits after the last, [rows, vocab_size]; None on processes that do not have them.
-        """
-
-    def agree(self, tokens: "Tensor | None", rows: int) -> "Tensor":
-        """The same `tokens` [rows] on every process, given those of who has the logits."""
+    def agree(self, said: "Tensor | None", shape: tuple[int, ...], dtype: "dtype") -> "Tensor":
+        """The same tensor on every process, that of who has the logits."""
 
 
 class LanguageModel(Protocol):
@@ -72,7 +71,7 @@ class Continuation:
 def generate(
     model: LanguageModel,
     prompts: Sequence[str],
-    sampling: "Sampling",
+    how: "Sampling | Beams",
     *,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
@@ -84,18 +83,18 @@ def generate(
     Args:
         model: As `open_model` gives it.
         prompts: Texts to continue, not empty.
-        sampling: How tokens are drawn.
+        how: How tokens are drawn, or the likeliest text is looked for.
         max_new_tokens: The longest continuation, in tokens; default: 128, or what the model's positions leave.
         batch_size: Prompts that are read and continued together, in their order.
         chat: Each prompt is a user's message, to be answered.
-        told: Is told of the text while it is made.
+        told: Is told of the text while it is made; of the likeliest, when it is found.
 
     Raises:
         CheckpointError: The weights are missing or damaged.
         UserError: An option is out of its range, a prompt is empty, or does not fit the model's positions with its
             continuation.
     """
-    sampling.check()
+    how.check()
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
@@ -104,7 +103,7 @@ def generate(
     with model.loaded() as loaded:
         for first in range(0, len(prompts), batch_size):
             rows = _Rows(model, encoded[first : first + batch_size], max_new_tokens, first, told)
-            _continue(loaded, rows, sampling)
+            _continue(loaded, rows, how)
             made += rows.continuations(prompts[first : first + batch_size])
     return made
 
@@ -197,7 +196,7 @@ class _Rows:
         self.prompts = prompts
         self.limits = [longest or min(_LONGEST, model.positions - len(ids)) for ids in prompts]
         self.first = first
-        self._ends, self._told = model.ends, told
+        self.ends, self._told = model.ends, told
         self._ids: list[list[int]] = [[] for _ in prompts]
         self._texts = [TextOfTokens(model.decode, ids) for ids in prompts]
         self._pieces: list[list[str]] = [[] for _ in prompts]
@@ -207,21 +206,33 @@ class _Rows:
     def add(self, tokens: Sequence[int]) -> bool:
         """Take one token for every row; whether any goes on."""
         for row in sorted(self._running):
-            if tokens[row] in self._ends:
+            if tokens[row] in self.ends:
                 self._ended[row] = True
             else:
                 self._ids[row].append(tokens[row])
                 self._tell(row, self._texts[row].add(tokens[row]))
             if self._ended[row] or len(self._ids[row]) == self.limits[row]:
                 self._running.discard(row)
-                self._tell(row, self._texts[row].rest())
-                self._told(self.first + row, "")
+                self._finish(row)
         return bool(self._running)
+
+    def take(self, found: "Sequence[Found]") -> None:
+        """Take all tokens of every row at once."""
+        for row, text in enumerate(found):
+            for token in text.ids:
+                self._ids[row].append(token)
+                self._tell(row, self._texts[row].add(token))
+            self._ended[row] = text.ended
+            self._finish(row)
 
     def continuations(self, prompts: Sequence[str]) -> Iterator[Continuation]:
         """What was made, in order."""
         for row, prompt in enumerate(prompts):
             yield Continuation(prompt, "".join(self._pieces[row]), tuple(self._ids[row]), self._ended[row])
+
+    def _finish(self, row: int) -> None:
+        self._tell(row, self._texts[row].rest())
+        self._told(self.first + row, "")
 
     def _tell(self, row: int, piece: str) -> None:
         if piece:
@@ -229,20 +240,27 @@ class _Rows:
             self._told(self.first + row, piece)
 
 
-def _continue(loaded: LoadedModel, rows: _Rows, sampling: "Sampling") -> None:
+def _continue(loaded: LoadedModel, rows: _Rows, how: "Sampling | Beams") -> None:
     import torch
 
-    from bigtrain.evaluate.sampling import Sampler
+    from bigtrain.evaluate.beams import Search
+    from bigtrain.evaluate.sampling import Sampler, Sampling
 
     longest = max(map(len, rows.prompts))
     padding = torch.tensor([longest - len(ids) for ids in rows.prompts])
     ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows.prompts])
-    sampler = Sampler(sampling, range(rows.first, rows.first + len(rows.prompts)))
     with torch.inference_mode():
         read = loaded.start(padding, longest + max(rows.limits) - 1)
+        if not isinstance(how, Sampling):
+            search = Search(read, partial(loaded.agree, dtype=torch.float64), ids, how, rows.ends, rows.limits)
+            while not search.done:
+                search.step()
+            rows.take(search.found())
+            return
+        sampler = Sampler(how, range(rows.first, rows.first + len(rows.prompts)))
         goes_on = True
         while goes_on:
             logits = read(ids)
-            tokens = loaded.agree(None if logits is None else sampler(logits), len(rows.prompts))
+            tokens = loaded.agree(None if logits is None else sampler(logits), (len(ids),), torch.int64)
             goes_on = rows.add(tokens.tolist())
             ids = tokens[:, None]

@@ -1,5 +1,6 @@
 """A run of fine-tuning: what differs from pretraining."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import as_predictions, decode
 from bigtrain.finetune.inputs import TaskInputs, open_task, resolved
 from bigtrain.finetune.judged import best_row, exhausted, judged
-from bigtrain.finetune.predict import outputs
+from bigtrain.finetune.predict import made_rows, outputs
+from bigtrain.finetune.write import write_texts
 from bigtrain.models.heads import HEAD, POOLER, build_for_task
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
@@ -87,7 +89,8 @@ def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
     if config.finetune.task == "sequence_to_sequence":
         source = TaskBatches(inputs.validation, config, shuffle=False)
         losses = mean_losses(run.engine, config, source, len(inputs.validation), feed)
-        return {"step": run.state.step, **losses} if run.is_first else None
+        row = {"step": run.state.step, **losses, **_of_texts(run, feed)}
+        return row if run.is_first else None
     found = outputs(run.engine, config, inputs.validation, feed)
     if found is None:
         return None
@@ -97,6 +100,20 @@ def _measure(run: Run, feed: Any) -> dict[str, Any] | None:
     figures = {name: value.value for name, value in score(predictions, seed=None).scores.items()}
     kept = {name: figures[name] for name in _KEPT if name in figures}
     return {"step": run.state.step, "validation_loss": found.loss} | {f"validation_{k}": v for k, v in kept.items()}
+
+
+def _of_texts(run: Run, feed: Any) -> dict[str, Any]:
+    """The figures of texts that are written of the first held-out examples, on rank 0; every rank calls it."""
+    config, inputs = run.config, run.inputs
+    if not (count := config.finetune.texts_written):
+        return {}
+    some = replace(inputs.validation, items=inputs.validation.items[:count])
+    texts = write_texts(run.engine, config, some, inputs.tokenizer, before_batch=feed)
+    if texts is None:
+        return {}
+    predictions = as_predictions(config, made_rows(some, texts), run.output_dir.name)
+    assert predictions is not None, "labelled examples were read"
+    return {f"validation_{name}": value.value for name, value in score(predictions, seed=None).scores.items()}
 
 
 _KEPT = ("accuracy", "f1", "exact_match", "pearson", "spearman", "rmse")

@@ -95,7 +95,7 @@ def open_task(config: Config) -> TaskInputs:
         if initial is not None:
             check_whole(initial)
     tokenizer = _tokenizer(config, initial)
-    train, validation = _read(config)
+    train, validation = read_both(config)
     labels = list(options.labels or labels_of(train))
     if options.task in ("classification", "tagging"):
         _check_classes(config, train, labels)
@@ -107,7 +107,7 @@ def open_task(config: Config) -> TaskInputs:
     held_out = None if validation is None else encoder.encode(validation)
     identity = {
         "task": options.task,
-        "examples": _fingerprint(Path(options.train or "")),
+        "examples": fingerprint(Path(options.train or "")),
         "labels": labels,
         "sequence_length": config.training.sequence_length,
         "seed": config.training.seed,
@@ -151,8 +151,12 @@ def _tokenizer(config: Config, initial: Checkpoint | None) -> Tokenizer:
     return found
 
 
-def _read(config: Config) -> tuple[Examples, Examples | None]:
-    """Examples to train on, and those held out."""
+def read_both(config: Config) -> tuple[Examples, Examples | None]:
+    """Examples to train on, and those held out.
+
+    Raises:
+        DataError: A file cannot be read, or nothing is left of it.
+    """
     options = config.finetune
     assert options.task is not None, "the configuration was validated"
     assert options.train is not None, "the configuration was validated"
@@ -187,6 +191,7 @@ def _check_classes(config: Config, train: Examples, labels: list[str]) -> None:
     check_labels(train, labels, "finetune.labels")
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

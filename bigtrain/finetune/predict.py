@@ -1,6 +1,7 @@
 """A model's outputs for the examples of a file, and what they say."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,13 @@ from bigtrain.checkpoint.find import find_best
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.evaluate.beams import Beams
 from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.saved import open_examples
-from bigtrain.finetune.write import write_texts
+from bigtrain.finetune.write import LIKELIEST_TOKEN, write_texts
 from bigtrain.models.heads import build_for_task, task_losses
 from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
@@ -72,28 +74,43 @@ def outputs(
     return Outputs(loss, [rows[number] for number in range(len(encoded))])
 
 
-def predict_file(config: Config, run: Path, data: Path, output: Path) -> None:
+def predict_file(config: Config, run: Path, data: Path, output: Path, how: Beams = LIKELIEST_TOKEN) -> None:
     """Write the predictions for all examples of `data` to `output`; every process of the world calls it.
+
+    `how` is for texts, which are looked for so.
 
     Raises:
         UserError: On every rank, before anything is computed.
     """
-    layout = topology.start_processes(config)
     encoded = open_examples(config, data, run)
-    labels = config.finetune.labels or ()
-    engine = Engine(config, layout, partial(build_for_task, labels=len(labels)))
+    with best_model(config, run) as engine:
+        if config.finetune.task == "sequence_to_sequence":
+            texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"), how)
+            if texts is not None:
+                write_predictions(output, iter(made_rows(encoded, texts)))
+        elif found := outputs(engine, config, encoded):
+            write_predictions(output, iter(decode(config, encoded, found.of_items, config.finetune.labels or ())))
+
+
+@contextmanager
+def best_model(config: Config, run: Path) -> Iterator[Engine]:
+    """A run's model with its best weights; the world begins and ends with the block, on every process of it.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged.
+    """
+    layout = topology.start_processes(config)
+    engine = Engine(config, layout, partial(build_for_task, labels=len(config.finetune.labels or ())))
     store.load_weights(find_best(run), engine)
-    if config.finetune.task == "sequence_to_sequence":
-        texts = write_texts(engine, config, encoded, load_tokenizer(run / "tokenizer"))
-        write_predictions(output, _made(encoded, texts))
-    elif found := outputs(engine, config, encoded):
-        write_predictions(output, iter(decode(config, encoded, found.of_items, labels)))
+    yield engine
     topology.stop_processes()
 
 
-def _made(encoded: Encoded, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def made_rows(encoded: Encoded, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of predictions of texts."""
+    rows = []
     for item, text in zip(encoded.items, texts, strict=True):
         example = encoded.examples.examples[item.example]
         target = {} if example.pair is None else {"target": example.pair}
-        yield {"id": example.where, "source": example.text, "predicted": text, **target}
+        rows.append({"id": example.where, "source": example.text, "predicted": text, **target})
+    return rows

@@ -51,7 +51,12 @@ def open_examples(config: Config, data: Path, run: Path) -> Encoded:
     examples = _labelled_or_not(config, data)
     if options.labels is not None:
         check_labels(examples, options.labels, str(run))
-    return Encoder(config, load_tokenizer(run / "tokenizer"), options.labels or ()).encode(examples)
+    return encoder_of(config, run).encode(examples)
+
+
+def encoder_of(config: Config, run: Path) -> Encoder:
+    """Makes tokens of examples as the run's model reads them."""
+    return Encoder(config, load_tokenizer(run / "tokenizer"), config.finetune.labels or ())
 
 
 def _labelled_or_not(config: Config, data: Path) -> Examples:

@@ -123,8 +123,9 @@ class CoreAttention(nn.Module):
 
     def _added(self, bias: Tensor, seen: Tensor | None) -> Tensor:
         """The bias with what is not seen taken out."""
-        if self.causal:
-            seen = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+        if self.causal:  # of a cache the queries are the last columns
+            queries, keys = bias.shape[-2:]
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=bias.device).tril(keys - queries)
         return bias if seen is None else bias.masked_fill(~seen, -math.inf)
 
     def _whole(

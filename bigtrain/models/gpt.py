@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bigtrain.config import Config, ModelConfig, exchanges_heads
 from bigtrain.data.loader import CausalBatch
 from bigtrain.models.attention import CoreAttention, PackedDocuments
+from bigtrain.models.cached import NextTokens
 from bigtrain.models.experts import experts_config, experts_spec
 from bigtrain.models.layer import Layer, feed_forward, self_attention
 from bigtrain.models.losses import token_losses
@@ -64,6 +65,17 @@ class GPT(GPTModel):
     def predictions(self, batch: CausalBatch) -> Tensor:
         """The logits of every next token, [b, s, vocab_size / tensor]; hidden states before the last stage."""
         return self(batch.input_ids, batch.position_ids, None, packed_seq_params=_documents(batch))
+
+    def next_logits(self, batch: NextTokens) -> Tensor:
+        """Those after the last column, [b, vocab_size]; hidden states before the last stage."""
+        said = self(
+            batch.input_ids,
+            batch.position_ids,
+            batch.attention_mask,
+            inference_context=batch.cache,
+            runtime_gather_output=True,
+        )
+        return said[:, -1] if self.post_process else said
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """See :func:`bigtrain.models.losses.token_losses`."""

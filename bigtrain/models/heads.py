@@ -80,6 +80,18 @@ class TaskChunk(nn.Module):
 
     def predictions(self, batch: Batch) -> Tensor:
         """The head's outputs, float32: [b, outputs] of whole texts, else [b, s, outputs]."""
+        hidden = self.representations(batch)
+        if self.head is None:
+            return hidden
+        said = self.head(self.dropout(hidden)).float()
+        if self.kind == "question_answering":  # no answer lies in padding
+            place = torch.arange(said.shape[1], device=said.device)
+            said = said.masked_fill((place >= batch.lengths[:, None])[..., None], float("-inf"))  # type: ignore[attr-defined]
+        return said
+
+    def representations(self, batch: Batch) -> Tensor:
+        """What the head reads: [b, hidden_size] of whole texts, else [b, s, hidden_size]; hidden states before the last
+        stage."""
         hidden: Tensor = self.body.losses(batch)  # type: ignore[arg-type]  # of its architecture
         if self.head is None:
             return hidden
@@ -88,13 +100,7 @@ class TaskChunk(nn.Module):
         hidden = hidden.transpose(0, 1)
         if self.kind in ("classification", "regression"):
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.speaks]  # type: ignore[attr-defined]
-        if self.pooler is not None:
-            hidden = self.pooler(hidden)
-        said = self.head(self.dropout(hidden)).float()
-        if self.kind == "question_answering":  # no answer lies in padding
-            place = torch.arange(said.shape[1], device=said.device)
-            said = said.masked_fill((place >= batch.lengths[:, None])[..., None], float("-inf"))  # type: ignore[attr-defined]
-        return said
+        return hidden if self.pooler is None else self.pooler(hidden)
 
     def sharded_state_dict(self) -> dict[str, Any]:
         """Where each parameter lies in the whole model."""

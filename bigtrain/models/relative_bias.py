@@ -32,12 +32,14 @@ class RelativeBias(nn.Module):
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
         self.weight.is_stage_copy = is_stage_copy  # type: ignore[attr-defined]
 
-    def forward(self, length: int) -> Tensor:
-        """[1, heads of this process, length queries, length keys], in the type of the table."""
-        distances = torch.arange(1 - length, length, device=self.weight.device)
+    def forward(self, length: int, queries: int | None = None) -> Tensor:
+        """[1, heads of this process, queries, length keys], in the type of the table; the queries are the last of the
+        keys, by default all of them."""
+        queries = length if queries is None else queries
+        distances = torch.arange(1 - length, queries, device=self.weight.device)
         buckets = bucket_of(distances, len(self.weight), self.max_distance, self.bidirectional)
-        of_distance = F.embedding(buckets, self.weight).T  # [heads, 2 · length - 1]
-        # Row r of the windows begins at distance 1 - length + r, the row of query i at distance -i.
+        of_distance = F.embedding(buckets, self.weight).T  # [heads, length + queries - 1]
+        # Row r of the windows begins at distance 1 - length + r, the row of the query at position i at distance -i.
         return of_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
 
     def sharded_state_dict(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from bigtrain.config import Config
 from bigtrain.data.pair_batches import PairBatch
 from bigtrain.models.attention import CoreAttention
+from bigtrain.models.cached import Cache, NextPair
 from bigtrain.models.gpt import transformer_config
 from bigtrain.models.layer import feed_forward, self_attention
 from bigtrain.models.losses import token_losses
@@ -47,6 +49,35 @@ class FeedForwardOutput(RowParallelLinear):
         """[s, b, intermediate_size / tensor] -> [s, b, hidden_size]"""
         # Under sequence parallelism Megatron's block already draws other numbers on each process.
         return super().forward(_dropout(input_, self.config, self.training, apart=not self.config.sequence_parallel))
+
+
+class EncoderAttention(CrossAttention):
+    """A decoder's attention to what the encoder made, whose keys and values a cache keeps from the first time on."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        key_value_states: Tensor | None = None,
+        inference_context: Cache | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, b, hidden_size], and the bias that it does not have.
+
+        Args:
+            hidden_states: [T, b, hidden_size]
+            attention_mask: bool [b, 1, 1, S], true where the encoder has read text; None: everywhere.
+            key_value_states: [S, b, hidden_size], of the encoder; not looked at where the cache has what comes of it.
+            inference_context: The cache, by Megatron-core's name.
+        """
+        if inference_context is None:
+            return super().forward(hidden_states, attention_mask, key_value_states)
+        kept = inference_context.of_encoder
+        if self.layer_number not in kept:
+            _, *kept[self.layer_number] = self.get_query_key_value_tensors(hidden_states, key_value_states)
+        query, _ = self.linear_q(hidden_states)
+        query = query.unflatten(-1, (-1, self.hidden_size_per_attention_head))
+        return self.linear_proj(self.core_attention(query, *kept[self.layer_number], attention_mask))
 
 
 class Stack(TransformerBlock):
@@ -74,7 +105,12 @@ class Stack(TransformerBlock):
         )
 
     def forward(
-        self, hidden_states: Tensor, length: int, seen: Tensor | None = None, context: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        length: int,
+        seen: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Through the layers, and the final norm if it is here.
 
@@ -83,13 +119,16 @@ class Stack(TransformerBlock):
             length: Tokens of a whole sequence, of which s are here.
             seen: bool [b, 1, 1, encoder's tokens], true where there is text in the encoder's input; None: everywhere.
             context: [encoder's s, b, hidden_size], of which only a decoder knows.
+            cache: Of a decoder that has read all before the `length` tokens.
         """
+        so_far = 0 if cache is None else cache.sequence_len_offset
         hidden_states = super().forward(
             hidden_states,
             attention_mask=seen if context is None else None,
             context=context,
             context_mask=seen,
-            attention_bias=partial(self.relative_attention_bias, length),
+            attention_bias=partial(self.relative_attention_bias, so_far + length, length),
+            inference_context=cache,
         )
         if self.final_layernorm is None:
             return hidden_states
@@ -140,12 +179,18 @@ class T5(LanguageModule):
         """The decoder's logits, [b, T, vocab_size / tensor]; both stacks' hidden states before the last stage."""
         return self(batch.input_ids, batch.decoder_input_ids, batch.attention_mask)
 
+    def next_logits(self, batch: NextPair) -> Tensor:
+        """Those after the last column, [b, vocab_size]; before the last stage hidden states, as :meth:`forward`."""
+        said = self(batch.input_ids, batch.decoder_input_ids, batch.attention_mask, cache=batch.cache)
+        return said[:, -1] if self.post_process else said
+
     def forward(
         self,
         input_ids: Tensor,
         decoder_input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """The decoder's losses from the last chunk, what the next one takes from all others.
 
@@ -154,9 +199,12 @@ class T5(LanguageModule):
             decoder_input_ids: [b, T] int64. Padding stands at the end, where nothing before it sees it.
             attention_mask: [b, S] bool, true where there is text in `input_ids`; None: everywhere.
             labels: [b, T] int64; without them the last chunk gives logits.
+            cache: What the decoder has kept of the tokens before these T, and once there are some of the encoder's,
+                which then reads nothing: S is 0.
 
         Returns:
-            [b, T] float32 losses, [b, T, vocab_size / tensor] logits or [(S + T) / tensor, b, hidden_size].
+            [b, T] float32 losses, [b, T, vocab_size / tensor] logits (with a cache [b, T, vocab_size]) or
+            [(S + T) / tensor, b, hidden_size].
         """
         lengths = input_ids.shape[1], decoder_input_ids.shape[1]
         if self.pre_process:
@@ -166,17 +214,17 @@ class T5(LanguageModule):
             parts = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
             encoded, decoded = self.input_tensor.split([length // parts for length in lengths])
         seen = None if attention_mask is None else attention_mask[:, None, None]
-        if self.encoder is not None:
+        if self.encoder is not None and lengths[0]:
             encoded = self.encoder(encoded, lengths[0], seen)
         if self.decoder is not None:
-            decoded = self.decoder(decoded, lengths[1], seen, encoded)
+            decoded = self.decoder(decoded, lengths[1], seen, encoded, cache)
         if not self.post_process:
             return torch.cat([encoded, decoded])
         weight = None
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
             decoded = decoded * self.config.hidden_size**-0.5  # as the embeddings are large (T5's code)
-        logits, _ = self.output_layer(decoded, weight=weight)
+        logits, _ = self.output_layer(decoded, weight=weight, runtime_gather_output=cache is not None or None)
         if labels is None:
             return logits.transpose(0, 1)
         return token_losses(labels, logits, self.config.tensor_model_parallel_size)
@@ -232,7 +280,7 @@ def layer_spec(*, is_decoder: bool) -> ModuleSpec:
     if is_decoder:
         parts.pre_cross_attn_layernorm = Norm
         parts.cross_attention = ModuleSpec(
-            module=CrossAttention,
+            module=EncoderAttention,
             params={"attn_mask_type": AttnMaskType.padding},
             submodules=CrossAttentionSubmodules(
                 linear_q=ColumnParallelLinear,

@@ -133,12 +133,15 @@ class Engine:
         return totals
 
     @torch.no_grad()
-    def predict(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """What the model says of each batch of this process, on the last stage of its pipeline; else nothing."""
+    def predict(self, batches: Sequence[Batch], what: str = "predictions") -> list[Tensor]:
+        """What the model says of each batch of this process, on the last stage of its pipeline; else nothing.
+
+        `what` names the method of the chunks that says it, which gives hidden states before the last stage.
+        """
         self.zero.eval()
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            said = chunk(_on_device(next(iterator), self.layout), "predictions")
+            said = chunk(on_device(next(iterator), self.layout), what)
             return said, lambda said: (said.new_zeros(()), said)
 
         return self._run(batches, forward_step)
@@ -152,7 +155,7 @@ class Engine:
         and what is differentiated: each kind's sum divided by its divisor."""
 
         def forward_step(iterator: Iterator[Batch], chunk: "_Chunk") -> tuple[Tensor, Any]:
-            batch = _on_device(next(iterator), self.layout)
+            batch = on_device(next(iterator), self.layout)
 
             def loss_function(losses: Tensor) -> tuple[Tensor, Tensor]:
                 sums = _sums(losses, batch, len(self.config.data.sources))
@@ -366,7 +369,7 @@ def _sums(losses: Tensor, batch: Batch, sources: int) -> Tensor:
     return torch.cat([kinds, of_sources.T.flatten()])
 
 
-def _on_device(batch: Batch, layout: Layout) -> Batch:
+def on_device(batch: Batch, layout: Layout) -> Batch:
     """This process's part of each sequence, on its device."""
 
     def here(value: Any) -> Any:

@@ -30,6 +30,7 @@ def scores_page(scores: Mapping[str, Any], differences: Sequence[Mapping[str, An
         f'src="data:image/png;base64,{b64encode(picture).decode("ascii")}">'
         for name, picture in score_pictures(scores).items()
     )
+    made = scores["details"].get("generation", {})
     notes = "".join(f"<p>{escape(note)}</p>" for note in scores["notes"])
     return f"""<!doctype html>
 <html lang="en">
@@ -45,6 +46,7 @@ def scores_page(scores: Mapping[str, Any], differences: Sequence[Mapping[str, An
 {pictures}
 {_chapter("Classes", class_rows(scores))}
 {_chapter("Signatures", list(scores["details"].get("signatures", {}).items()))}
+{_chapter("How texts were made", [(k.replace("_", " "), str(v)) for k, v in made.items()])}
 </html>
 """
 
