@@ -44,14 +44,14 @@ class Row:
 
 
 class Bench:
-    """A proof's folder. A command that was done there is not done again: what it took is remembered."""
+    """A proof's folder. A command that was done there is not done again; of one that was stopped the times add up."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
         self.commands: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "commands.json"
-        self._done: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else {}
 
     def bigtrain(self, *words: str | Path) -> Took:
         """Run a command of BigTrain as a user types it, in the project's folder.
@@ -105,17 +105,19 @@ class Bench:
     def _run(self, shown: list[str], command: list[str]) -> Took:
         line = self._shown(" ".join(f"'{word}'" if set(word) & set(" {}[]()") else word for word in shown))
         self.commands.append(line)
-        if line in self._done:
-            return Took(**self._done[line])
+        known = {"done": True, **self._known.get(line, {"done": False})}
+        so_far = Took(**{key: value for key, value in known.items() if key != "done"})
+        if known["done"]:
+            return so_far
         print(f"$ {line}", flush=True)
         before, began, load = _cpu_seconds(), time.monotonic(), os.getloadavg()[0]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(f"{line}\nended with {done.returncode}")
-        took = Took(time.monotonic() - began, _cpu_seconds() - before, [load, os.getloadavg()[0]])
-        self._done[line] = asdict(took)
-        self._file.write_text(json.dumps(self._done, indent=1))
+        ended = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        took = so_far + Took(time.monotonic() - began, _cpu_seconds() - before, [load, os.getloadavg()[0]])
+        self._known[line] = {**asdict(took), "done": ended == 0}
+        self._file.write_text(json.dumps(self._known, indent=1))
+        if ended:
+            raise SystemExit(f"{line}\nended with {ended}")
         return took
 
     def _shown(self, line: str) -> str:
@@ -147,13 +149,3 @@ def p_value(scores: Mapping[str, Any], metric: str) -> float:
     """Of the difference from the other model, as `--against` tested it."""
     found: float = next(row["p_value"] for row in scores["differences"] if row["metric"] == metric)
     return found
-
-
-def best_of(sweep: Path, metric: str) -> Path:
-    """The run of a sweep whose best validation is the best."""
-
-    def best(run: Path) -> float:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return max(row[metric] for row in rows if metric in row)
-
-    return max((file.parent for file in sorted(sweep.glob("*/metrics.jsonl"))), key=best)
