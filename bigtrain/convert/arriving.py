@@ -45,18 +45,22 @@ def write_checkpoint(
     boxes: Sequence[Box],
     read: Callable[[Box], Tensor],
     *,
-    origin: Mapping[str, Any],
+    origin: Callable[[], Mapping[str, Any]],
+    dtype: torch.dtype = torch.float32,
     state: TrainingState = START,
 ) -> Path:
-    """Write the weights in float32 as a checkpoint without an optimizer's state.
+    """Write the weights as a checkpoint without an optimizer's state.
+
+    Nothing waits for the disk: it can be written again, and whoever reads it compares the checksums.
 
     Args:
         checkpoints: The folder of checkpoints.
         model: The model's shape.
         shapes: Our weights and their global shapes.
         boxes: All parts of them.
-        read: Gives a part, float32 without the axes of its index; threads call it at the same time.
-        origin: Where the weights come from, for the marker.
+        read: Gives a part, without the axes of its index; threads call it at the same time.
+        origin: Tells where the weights come from, for the marker; asked at the end.
+        dtype: Type that they are written in.
         state: Where the run stood; default: at its beginning.
 
     Returns:
@@ -67,7 +71,7 @@ def write_checkpoint(
     """
     aside, final = catalog.folders(checkpoints, state.step)
     catalog.make_room(aside)
-    shares = _shares({box: _holding(shapes[box[0]], *box) for box in boxes}, THREADS)
+    shares = _shares({box: _holding(shapes[box[0]], dtype, *box) for box in boxes}, THREADS)
     room = Room(max(holding.values.nbytes for share in shares for holding in share.values()))
     planners = [_Arriving(share, read, room) for share in shares]
     plans = [planner.create_local_plan() for planner in planners]
@@ -83,7 +87,7 @@ def write_checkpoint(
         "model": model.model_dump(mode="json"),
         "layout": {},
         "data": {},
-        "origin": dict(origin),
+        "origin": dict(origin()),
         "metadata_crc32": catalog.crc32_of_metadata(aside),
         "files": catalog.file_sizes(aside),
     }
@@ -105,7 +109,7 @@ class _Arriving(SavePlanner):
         self.release()  # the one before is written
         box, held = self._share[MetadataIndex(index.fqn, index.offset)]
         self._taken = self._room.take(held.values.nbytes)
-        return self._read(box).reshape(held.shape)
+        return self._read(box).to(held.values.dtype).reshape(held.shape)
 
     def release(self) -> None:
         """Nothing is held any more."""
@@ -119,7 +123,7 @@ def _write_files(aside: Path, plans: Sequence[SavePlan], planners: Sequence[_Arr
 
     def write(number: int) -> np.ndarray:
         try:
-            return write_boxes(aside, number, plans[number], planners[number], stop)
+            return write_boxes(aside, number, plans[number], planners[number], stop, sync=False)
         except BaseException:
             stop.set()
             raise
@@ -135,11 +139,11 @@ def _write_files(aside: Path, plans: Sequence[SavePlan], planners: Sequence[_Arr
     return [task.result() for task in tasks]
 
 
-def _holding(shape: tuple[int, ...], name: str, index: tuple[int, ...]) -> Holding:
+def _holding(shape: tuple[int, ...], dtype: torch.dtype, name: str, index: tuple[int, ...]) -> Holding:
     """A box without memory."""
     size = torch.Size((*(1 for _ in index), *shape[len(index) :]))
     offset = torch.Size((*index, *(0 for _ in shape[len(index) :])))
-    return Holding(WEIGHTS + name, torch.Size(shape), offset, size, torch.empty(size, device="meta"))
+    return Holding(WEIGHTS + name, torch.Size(shape), offset, size, torch.empty(size, dtype=dtype, device="meta"))
 
 
 def _shares(boxes: Mapping[Box, Holding], count: int) -> list[dict[Box, Holding]]:

@@ -50,7 +50,7 @@ def average(
     opened = [Weights(checkpoint) for checkpoint in checkpoints]
 
     def read(box: Box) -> torch.Tensor:
-        total = opened[0].read(*box).mul_(shares[0])  # in float32: each sum rounds once more, and memory is half
+        total = opened[0].read(*box).float().mul_(shares[0])  # each sum rounds once more than in float64, at half of it
         for share, weights in zip(shares[1:], opened[1:], strict=True):
             total.add_(weights.read(*box), alpha=share)
         return total

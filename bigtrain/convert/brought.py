@@ -15,6 +15,7 @@ from bigtrain.errors import ConversionError
 from bigtrain.models.size import parameter_count
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Box = tuple[str, tuple[int, ...]]
@@ -44,6 +45,7 @@ def bring(
     what: str,
     tokenizer: Path | None,
     origin: Mapping[str, Any],
+    dtype: "torch.dtype | None" = None,
     state: TrainingState | None = None,
 ) -> Brought:
     """Write the folder.
@@ -52,16 +54,19 @@ def bring(
         output: New or empty; it appears when it is complete.
         model: The model's shape.
         shapes: Our weights and their global shapes, as a model of this shape has them.
-        read: Gives a part of a weight, float32 without the axes of its index; threads call it at the same time.
+        read: Gives a part of a weight, without the axes of its index; threads call it at the same time.
         what: What the weights are, in words.
         tokenizer: The tokenizer's file or folder, if there is one.
         origin: Where they come from, for the checkpoint's marker.
+        dtype: Type that the weights are written in; default: float32.
         state: Where the run stood; default: at its beginning.
 
     Raises:
         ConversionError: The output cannot be written, or the tokenizer is another model's.
         DataError: The tokenizer cannot be read.
     """
+    import torch
+
     from bigtrain.convert.arriving import START, boxes_of, write_checkpoint
 
     tokens = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -74,7 +79,14 @@ def bring(
             (aside / "tokenizer").mkdir()
             copy_tokenizer(tokens, aside / "tokenizer")
         write_checkpoint(
-            aside / "checkpoints", model, shapes, boxes_of(shapes), read, origin=origin, state=state or START
+            aside / "checkpoints",
+            model,
+            shapes,
+            boxes_of(shapes),
+            read,
+            origin=lambda: origin,
+            dtype=dtype or torch.float32,
+            state=state or START,
         )
         write_model_file(aside / MODEL_FILE, model, output)
     return Brought(output, what, parameter_count(model))

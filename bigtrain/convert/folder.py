@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from bigtrain.convert.family import Family
 from bigtrain.convert.mapping import some
+from bigtrain.convert.safetensors_file import DTYPES, widest
+from bigtrain.convert.stream import THREADS
 from bigtrain.errors import ConversionError
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""What weights may be saved in."""
 _OUTPUT = "lm_head.weight"
 
 
@@ -40,8 +41,8 @@ class Folder:
         self._places: dict[str, tuple[_File, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Without buffers, and without the output layer where it is tied."""
-        self.dtype = torch.float32
-        """The type of the weights; of several the widest."""
+        self.dtype: torch.dtype
+        """The type of the weights; of several one that holds all."""
         self._look_into_files(family, index)
         if tied:
             self._leave_out_tied(family)
@@ -58,10 +59,9 @@ class Folder:
     def digest(self) -> str:
         """SHA-256 over the names and contents of the files with weights, in hexadecimal."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(file.name.encode() + b"\0")
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        with ThreadPoolExecutor(THREADS, "digest") as pool:
+            for file, own in zip(self.files, pool.map(_digest, self.files), strict=True):
+                digest.update(file.name.encode() + b"\0" + own)
         return digest.hexdigest()
 
     def _look_into_files(self, family: Family, index: dict[str, str] | None) -> None:
@@ -83,8 +83,7 @@ class Folder:
                 self.shapes[full], dtype = file.describe(name)
                 dtypes.add(dtype)
         self._leave_out_copies(family)
-        for dtype in dtypes:
-            self.dtype = dtype if len(dtypes) == 1 else torch.promote_types(self.dtype, dtype)
+        self.dtype = widest(dtypes)
 
     def _leave_out_copies(self, family: Family) -> None:
         """A tensor that is there under its other name alone has that of which it is a copy."""
@@ -146,7 +145,7 @@ class _SafetensorsFile:
         with safe_open(self.path, "pt") as file:
             entry = file.get_slice(name)
             shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
-        return shape, _weight_dtype(self.path, name, _DTYPES.get(dtype), dtype)
+        return shape, _weight_dtype(self.path, name, DTYPES.get(dtype), dtype)
 
     def read(self, name: str) -> Tensor:
         with safe_open(self.path, "pt") as file:
@@ -174,7 +173,7 @@ class _PickledFile:
 
     def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         tensor = self._content[name]
-        known = tensor.dtype if tensor.dtype in _DTYPES.values() else None
+        known = tensor.dtype if tensor.dtype in DTYPES.values() else None
         return tuple(tensor.shape), _weight_dtype(self.path, name, known, tensor.dtype)
 
     def read(self, name: str) -> Tensor:
@@ -183,8 +182,13 @@ class _PickledFile:
 
 def _weight_dtype(path: Path, name: str, dtype: torch.dtype | None, given: object) -> torch.dtype:
     if dtype is None:
-        raise ConversionError(f"{path}: {name} is of type {given}; weights can be {', '.join(_DTYPES)} here")
+        raise ConversionError(f"{path}: {name} is of type {given}; weights can be {', '.join(DTYPES)} here")
     return dtype
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

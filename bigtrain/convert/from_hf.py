@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,13 +89,16 @@ def convert_from_hf(
         plan = plan_of(family, model, shapes, source, config.vocab_size)
         tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
         _check_start(folder, model, tokenizer, config.decoder_start_token_id)
-        origin = {"family": family.model_type, "vocab_size": config.vocab_size, "sha256": source.digest()}
-        origin |= {"folder": folder.resolve().name}
-        final = write_intake(aside / "checkpoints", source, model, plan, shapes, origin)
+        origin = {"family": family.model_type, "vocab_size": config.vocab_size, "folder": folder.resolve().name}
+        with ThreadPoolExecutor(1, "digest") as aside_of_it:  # reads the files at the same time
+            digest = aside_of_it.submit(source.digest)
+            final = write_intake(
+                aside / "checkpoints", source, model, plan, shapes, lambda: {**origin, "sha256": digest.result()}
+            )
         write_model_file(aside / MODEL_FILE, model, output)
         parity = None
         if verify:
-            parity = verify_intake(catalog.read(final), folder, origin["sha256"], tokenizer, text, aside)
+            parity = verify_intake(catalog.read(final), folder, digest.result(), tokenizer, text, aside)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     return Taken(output, folder, family.name, parameters, str(source.dtype).removeprefix("torch."), parity)
 

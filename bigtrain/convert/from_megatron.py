@@ -38,6 +38,7 @@ def convert_from_megatron(folder: Path, output: Path, *, config: Path, tokenizer
     model = model_section(config)
 
     from bigtrain.convert.own_model import own_shapes
+    from bigtrain.convert.safetensors_file import widest
     from bigtrain.convert.weights import Weights
 
     # Only its path is used.
@@ -58,6 +59,7 @@ def convert_from_megatron(folder: Path, output: Path, *, config: Path, tokenizer
         what=f"a checkpoint of Megatron-LM ({iteration})",
         tokenizer=tokenizer,
         origin={"megatron": iteration.resolve().name},
+        dtype=widest(weights.dtypes[name] for name in names.values()),
     )
 
 

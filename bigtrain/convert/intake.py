@@ -1,6 +1,6 @@
 """The weights of a Hugging Face folder written as a checkpoint, as they come out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from bigtrain.convert.arriving import Box, write_checkpoint
 from bigtrain.convert.family import Family
 from bigtrain.convert.folder import Folder
 from bigtrain.convert.mapping import WHOLE, Piece, misshapen, pieces_of, some
+from bigtrain.convert.stream import fresh
 from bigtrain.convert.weights import VOCABULARY
 from bigtrain.errors import ConversionError
 
@@ -61,9 +62,9 @@ def write_intake(
     model: ModelConfig,
     plan: Sequence[Piece],
     shapes: Mapping[str, tuple[int, ...]],
-    origin: Mapping[str, Any],
+    origin: Callable[[], Mapping[str, Any]],
 ) -> Path:
-    """Write the weights of a Hugging Face folder in float32 as the checkpoint of step 0.
+    """Write the weights of a Hugging Face folder, in their own type, as the checkpoint of step 0.
 
     Args:
         checkpoints: The folder of checkpoints.
@@ -71,7 +72,7 @@ def write_intake(
         model: The model's shape.
         plan: As `plan_of` gives it.
         shapes: Our weights and their global shapes.
-        origin: Where they come from, for the marker.
+        origin: Tells where they come from, for the marker; asked at the end.
 
     Returns:
         The checkpoint's folder.
@@ -88,17 +89,17 @@ def write_intake(
         name, index = box
         return _made_of(boxes[box], shapes[name][len(index) :], folder, model)
 
-    return write_checkpoint(checkpoints, model, shapes, list(boxes), read, origin=origin)
+    return write_checkpoint(checkpoints, model, shapes, list(boxes), read, origin=origin, dtype=folder.dtype)
 
 
 def _made_of(pieces: Sequence[Piece], shape: tuple[int, ...], folder: Folder, model: ModelConfig) -> Tensor:
     first = pieces[0]
     if len(pieces) == 1 and first.cut == WHOLE:
-        values = folder.read(first.name).to(torch.float32)
+        values = folder.read(first.name)
         if values.shape != shape:  # padding of the vocabulary
             values = torch.cat([values, values.new_zeros(shape[0] - len(values), *shape[1:])])
         return values
-    values = torch.empty(shape)
+    values = fresh(shape, folder.dtype)
     for piece in pieces:
         piece.cut.into(values, folder.read(piece.name), model)
     return values

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from bigtrain.convert.adapter import read_adapter
 from bigtrain.convert.output import written_aside
+from bigtrain.convert.safetensors_file import DTYPES
 from bigtrain.errors import ConversionError
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def merge_adapter(folder: Path, adapter: Path, output: Path) -> int:
@@ -86,10 +85,10 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 
 def _rewrite(file: Path, begin: int, entry: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
     """Put another tensor in the place of one."""
-    if entry["dtype"] not in _DTYPES:
+    if entry["dtype"] not in DTYPES:
         raise ConversionError(f"{file.name}: weights of type {entry['dtype']} cannot be adapted")
     first, last = entry["data_offsets"]
     content = np.memmap(file, np.uint8, "r+", offset=begin + first, shape=(last - first,))
-    weight = torch.frombuffer(content, dtype=_DTYPES[entry["dtype"]]).view(entry["shape"])
+    weight = torch.frombuffer(content, dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
     weight.copy_(change(weight))
     content.flush()

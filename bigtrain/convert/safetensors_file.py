@@ -7,19 +7,25 @@ of the tensors at the offsets that it tells. The library writes whole files only
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-}
+from bigtrain.convert.stream import fresh
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""What weights may be saved in, by the names that the format has for it."""
+_PIECE = 1 << 19
+"""Numbers that are brought into the file's type and written at a time: they stay in the processor's cache."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """A type that holds the numbers of all of these exactly; of none float32."""
+    return reduce(torch.promote_types, found) if (found := set(dtypes)) else torch.float32
 
 
 class TensorFile:
@@ -55,12 +61,14 @@ class TensorFile:
             OSError: The disk is full.
         """
         assert tuple(values.shape) == self._shapes[name]
-        flat = values.to(self._dtype).contiguous().reshape(-1)
-        content = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        if not values.is_contiguous():
+            values = fresh(values.shape, values.dtype).copy_(values)
         offset = self._begin + self._offsets[name]
-        while content:
-            count = os.pwrite(self._file, content[: 1 << 30], offset)
-            content, offset = content[count:], offset + count
+        for piece in values.reshape(-1).split(_PIECE):
+            content = memoryview(piece.to(self._dtype).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            while content:
+                count = os.pwrite(self._file, content, offset)
+                content, offset = content[count:], offset + count
 
     def close(self) -> None:
         """Let go of the file."""

@@ -2,13 +2,24 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
 
 Unit = TypeVar("Unit")
 THREADS = min(4, os.cpu_count() or 1)
 """Reading, checksums, copies and writing all leave Python's lock alone."""
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor. It is numpy's, which asks the kernel for large pages, where torch does not: to be given small
+    ones takes longer than to copy what they are for."""
+    count = torch.Size(shape).numel()
+    return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype).view(*shape)
 
 
 class Room:

@@ -27,7 +27,7 @@ from bigtrain.convert.export import FILE_BYTES, Written, split_into_files, write
 from bigtrain.convert.mapping import some
 from bigtrain.convert.output import written_aside
 from bigtrain.convert.own_model import own_shapes
-from bigtrain.convert.safetensors_file import TensorFile
+from bigtrain.convert.safetensors_file import DTYPES, TensorFile, widest
 from bigtrain.convert.source import MODEL_FILE, model_config, run_folder
 from bigtrain.convert.stream import stream
 from bigtrain.convert.weights import Weights
@@ -92,10 +92,11 @@ def convert_from_weights(source: Path, output: Path, *, tokenizer: Path | None =
         output,
         given.model,
         shapes,
-        lambda box: given.read(_own_name(box)).float(),
+        lambda box: given.read(_own_name(box)),
         what=f"{source}",
         tokenizer=tokenizer or (beside if beside.is_dir() else None),
         origin={"weights": source.resolve().name},
+        dtype=given.dtype,
     )
 
 
@@ -163,12 +164,15 @@ class _Folder:
         self.model = _model(_read_yaml(path / MODEL_FILE), path / MODEL_FILE)
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: set[torch.dtype] = set()
         files = sorted(path.glob("*.safetensors"))
         index = path / "model.safetensors.index.json"
         for file in files or [path / "model.safetensors"]:
             try:
                 with safe_open(file, "pt") as opened:
-                    found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                    entries = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                    found = {name: tuple(entry.get_shape()) for name, entry in entries.items()}
+                    dtypes |= {DTYPES[entry.get_dtype()] for entry in entries.values()}
             except _DAMAGED as error:
                 raise ConversionError(f"{file} cannot be read: {error}") from None
             self.shapes |= found
@@ -177,6 +181,7 @@ class _Folder:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             if missing := sorted(named - {file.name for file in files}):
                 raise ConversionError(f"{index} names {some(missing)}, and {path} has no such file")
+        self.dtype = widest(dtypes)
 
     def read(self, name: str) -> Tensor:
         with safe_open(self._files[name], "pt") as opened:
@@ -191,6 +196,7 @@ class _Pickled:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             self._weights: dict[str, Tensor] = dict(content["weights"])
             self.shapes = {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
+            self.dtype = widest(tensor.dtype for tensor in self._weights.values())
         except (*_DAMAGED, TypeError, AttributeError) as error:
             raise ConversionError(
                 f"{path} cannot be read as a dictionary of `model` and `weights` and nothing else "

@@ -3,10 +3,13 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from bigtrain.checkpoint.catalog import Checkpoint
@@ -14,6 +17,7 @@ from bigtrain.checkpoint.files import read_metadata, reader
 from bigtrain.checkpoint.planners import PREFIXES, Holding, LoadPlanner
 from bigtrain.convert.mapping import module_rows
 from bigtrain.convert.source import model_config
+from bigtrain.convert.stream import fresh
 from bigtrain.errors import BigTrainError, CheckpointError
 
 WEIGHTS = PREFIXES["weight"]
@@ -37,6 +41,7 @@ class Weights:
             CheckpointError: The list of tensors cannot be read.
         """
         self._checkpoint, self._prefix = checkpoint, prefix
+        self._stored_at: dict[tuple[str, int], dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
         self._metadata = read_metadata(checkpoint)
         self._reader = reader(checkpoint)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
@@ -57,6 +62,10 @@ class Weights:
         experts along the second."""
         self._all = shapes
         self._model = model_config(checkpoint) if self.lora else None
+        self.dtypes: dict[str, torch.dtype] = {
+            name: self._metadata.state_dict_metadata[prefix + name].properties.dtype for name in self.shapes
+        }
+        """The types that they are stored in."""
 
     def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
         """One weight, or the part of it with this index along its first axes: `(layer,)` or `(layer, expert)`.
@@ -64,7 +73,7 @@ class Weights:
         Where it was written in one piece nothing is copied.
 
         Returns:
-            float32, of the global shape, without the axes of the index.
+            In the type that it is stored in, of the global shape, without the axes of the index.
 
         Raises:
             CheckpointError: A file is damaged.
@@ -103,10 +112,10 @@ class Weights:
         offset = torch.Size((*index, *(0 for _ in inner)))
         box = Holding(self._prefix + name, torch.Size(shape), offset, size, torch.empty(size, device="meta"))
         whole: Tensor | None = None
-        for item, values in self._boxes(LoadPlanner([box])):
+        for item, values in self._boxes(LoadPlanner([box]), self._around(name, index)):
             if values.shape == size:
-                return values.to(torch.float32).view(inner)
-            whole = torch.empty(size) if whole is None else whole
+                return values.view(inner)
+            whole = fresh(size, values.dtype) if whole is None else whole
             part = tuple(slice(at, at + count) for at, count in zip(item.dest_offsets, item.lengths, strict=True))
             whole[part] = values
         assert whole is not None, "the plan covers the box"
@@ -119,16 +128,31 @@ class Weights:
             CheckpointError: A tensor or file is missing, damaged or of another shape.
         """
         planner = LoadPlanner(boxes)
-        for item, values in self._boxes(planner):
+        for item, values in self._boxes(planner, self._metadata):
             planner.resolve_tensor(item).copy_(values)
         for box in boxes:
             if (name := box.name.removeprefix(self._prefix)) in self.adapted:
                 part = tuple(slice(at, at + size) for at, size in zip(box.offset[1:], box.shape[1:], strict=True))
                 box.values.add_(self._added(name, (box.offset[0],))[part].view(box.shape))
 
-    def _boxes(self, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Tensor]]:
+    def _around(self, name: str, index: tuple[int, ...]) -> Metadata:
+        """The list of tensors cut down to what may hold a part of this one: of experts there are thousands, and torch
+        would look at each for each."""
+        full = self._prefix + name
+        stored = cast(TensorStorageMetadata, self._metadata.state_dict_metadata[full])
+        if (name, len(index)) not in self._stored_at:
+            found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+            for chunk in stored.chunks:
+                spans = zip(chunk.offsets[: len(index)], chunk.sizes[: len(index)], strict=True)
+                for at in product(*(range(begin, begin + size) for begin, size in spans)):
+                    found[at].append(chunk)
+            self._stored_at[name, len(index)] = found
+        chunks = self._stored_at[name, len(index)].get(index, [])
+        return Metadata({full: replace(stored, chunks=chunks)})
+
+    def _boxes(self, planner: LoadPlanner, metadata: Metadata) -> Iterator[tuple[ReadItem, Tensor]]:
         try:
-            planner.set_up_planner({}, self._metadata, is_coordinator=True)
+            planner.set_up_planner({}, metadata, is_coordinator=True)
             yield from self._reader.boxes(planner.create_local_plan())
         except BigTrainError:
             raise

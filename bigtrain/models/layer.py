@@ -3,6 +3,10 @@
 from typing import Any
 
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_get_concentration_factor_from_config,
+)
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -64,12 +68,44 @@ class Layer(TransformerLayer):
         return F.dropout(output, self.hidden_dropout, self.training)
 
 
+class TurnedOnce(SelfAttention):
+    """Megatron-core's self-attention, which keeps keys in its cache as the rotary angles turn them. Its own keeps them as
+    they were, and turns the keys of all tokens so far again for each that is made."""
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
+        *others: Any,
+        **named: Any,
+    ) -> Any:
+        if inference_context is None or rotary_pos_emb is None:
+            return super()._adjust_key_value_for_inference(
+                inference_context, query, key, value, rotary_pos_emb, *others, **named
+            )
+        begin = inference_context.sequence_len_offset
+        key = apply_rotary_pos_emb(
+            key,
+            rotary_pos_emb[1][begin : begin + len(key)],
+            config=self.config,
+            mscale=_yarn_get_concentration_factor_from_config(self.config),
+            cp_group=self.pg_collection.cp,
+        )
+        query, key, value, angles, *rest = super()._adjust_key_value_for_inference(
+            inference_context, query, key, value, rotary_pos_emb, *others, **named
+        )
+        return query, key, value, (angles[0], None), *rest
+
+
 def self_attention(
     mask: AttnMaskType, core: Any = CoreAttention, query_norm: Any = IdentityOp, key_norm: Any = IdentityOp
 ) -> ModuleSpec:
     """Megatron-core's self-attention around a core of ours."""
     return ModuleSpec(
-        module=SelfAttention,
+        module=TurnedOnce,
         params={"attn_mask_type": mask},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,

@@ -30,7 +30,7 @@ def device() -> torch.device:
 
 
 def install() -> None:
-    """Prepare torch, Megatron-core and DeepSpeed for this machine; once per process, before they are used."""
+    """Prepare torch and Megatron-core for this machine; once per process, before they are used."""
     global _installed
     if _installed:
         return
@@ -40,9 +40,13 @@ def install() -> None:
         _keep_freed_memory()
     _quiet()
     _router_without_transformer_engine()
+    _installed = True
+
+
+def install_deepspeed() -> None:
+    """Prepare DeepSpeed; it takes seconds to import, and who does not train has no need of it."""
     _deepspeed_without_compiler()
     _check_zero3_over_data_parallel_group()
-    _installed = True
 
 
 class _TorchWithoutCuda(ModuleType):

@@ -113,6 +113,7 @@ def start_processes(config: Config, timeout_minutes: float = 30) -> Layout:
 def _start_deepspeed() -> None:
     import deepspeed
 
+    compat.install_deepspeed()
     deepspeed.init_distributed("nccl" if compat.use_gpu() else "gloo", dist_init_required=False)
 
 
