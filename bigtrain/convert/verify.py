@@ -145,7 +145,7 @@ def _compare_models(
         source_sha256=digest,
         family=config.model_type,
         text=origin,
-        tokens=sum(len(logits) for logits in trained),
+        tokens=sum(sample["input_ids"].numel() for sample in samples),
         tolerance=TOLERANCE * max(1.0, float32.largest_logit),
         float32=float32,
         as_saved=as_saved,
