@@ -35,7 +35,7 @@ def convert_to_hf(
     family: Annotated[str | None, typer.Option(help="The model_type to write, where the model fits several.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Rows to write; default: without padding.")] = None,
 ) -> None:
-    """Write a checkpoint's model as a Hugging Face folder."""
+    """Write a checkpoint's model as a Hugging Face folder; of a fine-tuned run its best, with its head."""
     from bigtrain.checkpoint.places import place
     from bigtrain.convert.to_hf import convert_to_hf as convert
 
