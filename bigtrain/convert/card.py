@@ -64,7 +64,7 @@ def _training(source: Checkpoint, config: Config | None) -> str:
         rows["Began with"] = f"{source.origin.get('folder')}, weights of SHA-256 `{source.origin.get('sha256')}`"
     if config is not None:
         rows["Data"] = "; ".join(_data(config))
-        rows["Held-out data"] = config.data.validation or config.finetune.validation or "none"
+        rows["Held-out data"] = _held_out(config)
         t = config.training
         rows["Batch"] = f"{t.global_batch_size} sequences of {t.sequence_length} tokens"
         rows["Precision"] = t.precision
@@ -79,6 +79,11 @@ def _data(config: Config) -> list[str]:
     if config.data.train is not None:
         return [config.data.train]
     return [f"{name}: {part.path}" for name, part in config.data.sources.items()]
+
+
+def _held_out(config: Config) -> str:
+    share = config.finetune.validation_fraction
+    return config.data.validation or config.finetune.validation or (f"{share:.0%} of these" if share else "none")
 
 
 def _verification(source: Checkpoint, parity: Parity | None) -> str:

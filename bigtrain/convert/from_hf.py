@@ -23,6 +23,8 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 
 _OLDER_FILES = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")

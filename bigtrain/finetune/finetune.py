@@ -66,7 +66,8 @@ def judge(run: Run) -> bool:
     is_best = topology.any_rank(found is not None and _is_best(run, rows))
     if is_best:
         run.watchdog.feed(f"the best checkpoint, of step {step}", step, long=True)
-        store.save(run.output_dir / BEST, run.engine, run.state, inputs.data_identity, keep_last=1)
+        best, origin = run.output_dir / BEST, run.saver.origin
+        store.save(best, run.engine, run.state, inputs.data_identity, keep_last=1, origin=origin)
     run.event("evaluate", **{**(found or {}), "best": is_best})
     if found:
         publish(run, found)

@@ -6,19 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
 import torch
 import transformers as hf
+import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.config import parse_config
 from bigtrain.convert.from_hf import convert_from_hf
+from bigtrain.convert.source import model_config
 from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.convert.weights import Weights
+from bigtrain.data.framing import framing_of
+from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConversionError
 from bigtrain.prepare.train_tokenizer import train_sentencepiece, train_wordpiece
+from bigtrain.training.resume import checkpoint_to_begin_with
 
 WORDLESS = {"_name_or_path", "architectures", "dtype", "use_cache", "transformers_version", "eos_token_id"}
 """Keys of a configuration that say nothing of the model."""
@@ -139,9 +146,12 @@ def test_a_model_comes_in_and_goes_out_as_it_was(name: str, saved: Callable[...,
     config = AutoConfig.from_pretrained(again)
     assert config.architectures == [MODELS[name][0].__name__]
     assert config_of(again) == {**config_of(there), "pad_token_id": config.pad_token_id}
-    text = ("def parse(self): return 42", "import json <extra_id_0> <mask>")
-    tokens = [AutoTokenizer.from_pretrained(folder)(*text) for folder in (there, again)]
+    texts = ("def parse(self): return 42", "import json")
+    tokens = [AutoTokenizer.from_pretrained(folder)(*texts) for folder in (there, again)]
     assert dict(tokens[0]) == dict(tokens[1])
+    own = load_tokenizer(again)
+    framing = framing_of(model_config(find_checkpoint(tmp_path / "here")).architecture, own)
+    assert framing.around(*own.encode_batch(list(texts)))[0] == tokens[0]["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["bert with sentences", "roberta", "t5", "flan-t5"])
@@ -210,6 +220,14 @@ def test_bert_as_it_is_published(saved: Callable[..., Path], tmp_path: Path) -> 
         said = [m(ids).seq_relationship_logits for m in (model, again)]
     assert torch.allclose(*said, atol=1e-6)
 
+    section = yaml.safe_load((tmp_path / "here" / "model.yaml").read_text())
+    assert section["model"]["add_pooling_layer"]
+    section["model"] |= {"add_pooling_layer": False}  # the sentence objective may stay behind
+    training = {"output_dir": str(tmp_path), "steps": 1, "global_batch_size": 1, "sequence_length": 64}
+    begun = checkpoint_to_begin_with(parse_config({**section, "data": {"train": "-"}, "training": training}))
+    assert begun is not None
+    assert begun.path.parent.parent == tmp_path / "here"
+
     published["cls.predictions.decoder.bias"][7] += 1
     save_file(published, there / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConversionError, match=r"decoder\.bias is not equal to cls\.predictions\.bias; in a BERT they"):
@@ -217,17 +235,33 @@ def test_bert_as_it_is_published(saved: Callable[..., Path], tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
-def test_t5_as_it_was_first_published(saved: Callable[..., Path], tmp_path: Path) -> None:
-    """A pickled file, the embedding under all its names, and a table that nothing reads."""
+def test_t5_as_it_was_first_published(saved: Callable[..., Path], sources: list[str], tmp_path: Path) -> None:
+    """A pickled file, the embedding under all its names, a table that nothing reads, and SentencePiece's own file."""
     there = saved("flan-t5")
+    (there / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in sources[:4] for line in text.splitlines() if line]),
+        model_prefix=str(there / "spiece"),
+        vocab_size=380,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    hf.T5Tokenizer(str(there / "spiece.model"), extra_ids=10, legacy=True).save_pretrained(there)
+    assert not (there / "tokenizer.json").exists()
     expected = weights_in(there)
     pickled = expected | {f"{stack}.embed_tokens.weight": expected["shared.weight"] for stack in ("encoder", "decoder")}
     pickled["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 4)
     (there / "model.safetensors").unlink()
     torch.save(pickled, there / "pytorch_model.bin")
-    convert_from_hf(there, tmp_path / "here", verify=False)
-    convert_to_hf(tmp_path / "here", tmp_path / "again", verify=False)
+    convert_from_hf(there, tmp_path / "here")
+    convert_to_hf(tmp_path / "here", tmp_path / "again")
     assert_equal(weights_in(tmp_path / "again"), expected)
+    given = ["def <extra_id_0>: return <extra_id_9>", "import"]
+    assert len({str(AutoTokenizer.from_pretrained(folder)(given)) for folder in (there, tmp_path / "again")}) == 1
 
 
 def test_the_vocabulary_is_padded_on_the_way_in_and_cut_on_the_way_out(
@@ -275,6 +309,7 @@ def test_what_was_fed_to_a_t5_is_what_its_tokenizer_gives(sources: list[str], tm
     [
         ("t5", {"dense_act_fn": "tanh"}, "dense_act_fn is 'tanh', which model.hidden_act cannot be"),
         ("t5", {"tie_word_embeddings": False}, "lacks lm_head.weight"),
+        ("t5", {"decoder_start_token_id": 1}, "decoder here starts from the tokenizer's padding, 0"),
         (
             "flan-t5",
             {"feed_forward_proj": "gelu", "is_gated_act": False, "dense_act_fn": "gelu"},

@@ -1,4 +1,4 @@
-"""Models of `transformers`: taken in, trained in some layout and brought back, beside what plain PyTorch makes of them."""
+"""Models of `transformers`: taken in, trained in some layout and brought back, beside what plain PyTorch makes."""
 
 from collections.abc import Mapping
 from pathlib import Path

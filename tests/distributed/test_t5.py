@@ -71,7 +71,7 @@ CASES = [
 ]
 CARRIED = [(1, {}), (4, {**SEQUENCE, "pipeline": 2})]
 """Where models of `transformers` are trained that were taken in, and brought back."""
-SHORT = replace(RECIPE, steps=3)
+SHORT = replace(RECIPE, steps=3, warmup_steps=1)
 Case = tuple[int, str, dict[str, Any], str]
 Histories = dict[str, list[list[float]]]
 
@@ -82,11 +82,13 @@ def case_id(case: Case) -> str:
     return "_".join([f"{nproc}-processes", version, *words, *([recompute] if recompute != "none" else [])])
 
 
-def config(dataset: Path, version: str, parallel: dict[str, Any], **training: Any) -> dict[str, Any]:
+def config(
+    dataset: Path, version: str, parallel: dict[str, Any], recipe: plain.Recipe = RECIPE, **training: Any
+) -> dict[str, Any]:
     """Our configuration of the oracle's model and recipe."""
     layers, decoder_layers = plain_t5.SHAPES[version]
     old = version == "v1.0"
-    sections = RECIPE.sections(dataset, **training)
+    sections = recipe.sections(dataset, **training)
     sections["data"] |= {"objective": OBJECTIVES[version]}
     return {
         "model": {
@@ -150,7 +152,7 @@ def histories(
         cases += [
             {
                 "name": f"carried-{version}",
-                "config": config(pairs, version, parallel, steps=SHORT.steps),
+                "config": config(pairs, version, parallel, SHORT),
                 "weights": str(came_in[version]),
                 "save": str(folder / f"carried-{version}" / f"{nproc}-processes"),
             }
