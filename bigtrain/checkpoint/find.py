@@ -8,6 +8,19 @@ from bigtrain.checkpoint.places import checkpoint_folder
 from bigtrain.config import load_config
 from bigtrain.errors import CheckpointError
 
+BEST = "best"
+"""Where a run of fine-tuning keeps its best checkpoint."""
+
+
+def find_best(path: Path) -> Checkpoint:
+    """The checkpoint that a folder means, as :func:`find_checkpoint`; of a fine-tuned run its best.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    best = catalog.newest(path / BEST) if (path / BEST).is_dir() else None
+    return best or find_checkpoint(path)
+
 
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint that `path` means: the newest complete one of a run's folder or of its `checkpoints`

@@ -95,7 +95,7 @@ class Saver:
             origin: Where the run's first weights came from, if not from chance.
             completed: Called on every rank, in `save`, `poll` or `finish`, when a checkpoint is complete.
         """
-        self._folder, self._engine, self._data, self._origin = folder, engine, dict(data), dict(origin or {})
+        self._folder, self._engine, self._data, self.origin = folder, engine, dict(data), dict(origin or {})
         self._keep_last, self._keep_every = keep_last, keep_every
         self._in_background, self._completed = in_background, completed
         self._planner: SavePlanner | None = None
@@ -195,7 +195,7 @@ class Saver:
             "model": self._engine.config.model.model_dump(mode="json"),
             "layout": self._engine.layout.describe(),
             "data": self._data,
-            "origin": self._origin,
+            "origin": self.origin,
             "trained": self._engine.config.finetune.trained,
         }
 

@@ -19,7 +19,14 @@ from bigtrain.parallel import topology
 from bigtrain.parallel.engine import Engine
 
 
-def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, Any], keep_last: int) -> Path:
+def save(
+    folder: Path,
+    engine: Engine,
+    state: TrainingState,
+    data: Mapping[str, Any],
+    keep_last: int,
+    origin: Mapping[str, Any] | None = None,
+) -> Path:
     """Write one checkpoint and wait for it; all ranks call it, each writes what it holds.
 
     Args:
@@ -28,6 +35,7 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
         state: Where the run stands.
         data: What decides the order of samples; compared on resume.
         keep_last: Older checkpoints are removed until this many remain; 0 keeps all.
+        origin: Where the run's first weights came from, if not from chance.
 
     Returns:
         The checkpoint's folder.
@@ -35,7 +43,7 @@ def save(folder: Path, engine: Engine, state: TrainingState, data: Mapping[str, 
     Raises:
         StorageError: The disk is full.
     """
-    with closing(Saver(folder, engine, data, keep_last=keep_last, in_background=False)) as saver:
+    with closing(Saver(folder, engine, data, keep_last=keep_last, in_background=False, origin=origin)) as saver:
         return saver.save(state)
 
 

@@ -50,7 +50,12 @@ def evaluate(
         typer.Option(help="Of a folder: tokens of a sample; default: what the model takes, 2048 at most.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    nproc: Annotated[int, typer.Option(help="Of a run: processes on this machine.", min=1)] = 1,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Have a fine-tuned run judge examples, and score what it, or another model, has predicted; or measure how well a
     language model in a Hugging Face folder predicts the text of a dataset.
@@ -98,7 +103,9 @@ def _score_text(model: Path, data: Path | None, sequence_length: int | None, fol
     show(found.as_json(), [], folder, data.resolve().name)
 
 
-def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int) -> tuple[Path, Any, bool]:
+def _predict(
+    run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int | None
+) -> tuple[Path, Any, bool]:
     """Write a run's predictions; gives the file, the task, and whether the examples say what is right.
 
     In a process that is one of several it ends there.
@@ -114,7 +121,8 @@ def _predict(run: Path, data: Path | None, overrides: list[str], folder: Path, n
         )
     config = load_run(run, overrides)
     predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
-    world = world_from_environment(nproc, os.environ)
+    is_worker = "RANK" in os.environ
+    world = world_from_environment(nproc or (None if is_worker else config.parallel.model_parallel_size), os.environ)
     validate(config, world.world_size)
     if world.world_size > 1 and config.finetune.task == "sequence_to_sequence":
         raise UserError(f"{run} makes texts of texts, and writes them on one process: leave --nproc out")

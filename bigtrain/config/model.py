@@ -109,6 +109,9 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections alone (Qwen2)."""
     tie_word_embeddings: bool = False
     """The output layer uses the embedding's weights."""
+    position_offset: Annotated[int, Field(ge=0)] = 0
+    """Row of BERT's learned positions that the first token has; RoBERTa's is 2, so that its longest sequence is by 2
+    shorter than `max_position_embeddings`."""
     type_vocab_size: PositiveInt = 2
     """Segments that BERT's embedding tells apart."""
     add_pooling_layer: bool = False
@@ -143,6 +146,11 @@ class ModelConfig(Section):
         kinds = self.layer_types or ["full_attention" if self.sliding_window is None else "sliding_attention"]
         of_kind = {"full_attention": None, "sliding_attention": self.sliding_window}
         return [of_kind[kinds[layer % len(kinds)]] for layer in range(self.num_hidden_layers)]
+
+    @property
+    def longest_sequence(self) -> int:
+        """In tokens; T5's relative positions have no such bound."""
+        return self.max_position_embeddings - self.position_offset
 
     @property
     def rotary_size(self) -> int:

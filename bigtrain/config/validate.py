@@ -108,10 +108,11 @@ def _tensor(config: Config) -> Iterator[str]:
 
 def _sequence(config: Config) -> Iterator[str]:
     m, p, length = config.model, config.parallel, config.training.sequence_length
-    if m.position_embedding != "relative" and length > m.max_position_embeddings:
+    if m.position_embedding != "relative" and length > m.longest_sequence:
+        less = f", less model.position_offset ({m.position_offset})" if m.position_offset else ""
         yield (
             f"training.sequence_length ({length}) is above model.max_position_embeddings "
-            f"({m.max_position_embeddings}); lower one or raise the other"
+            f"({m.max_position_embeddings}){less}; lower one or raise the other"
         )
     tensor = p.tensor if p.sequence else 1
     if p.context == 1 and length % tensor:

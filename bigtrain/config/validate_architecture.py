@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Config, DataConfig
 
-_OF_BERT = {"model": ("type_vocab_size", "add_pooling_layer"), "data": ("mlm_probability", "whole_word_masking")}
+_OF_BERT = {
+    "model": ("position_offset", "type_vocab_size", "add_pooling_layer"),
+    "data": ("mlm_probability", "whole_word_masking"),
+}
 _OF_GPT = {
     "model": (
         "num_experts",

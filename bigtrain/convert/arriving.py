@@ -25,7 +25,7 @@ from bigtrain.convert.weights import WEIGHTS
 Box = tuple[str, tuple[int, ...]]
 """One of our weights, and where it is stacked the layer, or the layer and the expert."""
 
-_LAYERS, _EXPERTS = "decoder.layers.", ".experts."
+_LAYERS, _EXPERTS = ("encoder.layers.", "decoder.layers."), ".experts."
 START = TrainingState(0, 0, 0)
 
 

@@ -14,11 +14,21 @@ from bigtrain.convert.source import digest_of, run_config
 
 _HEAD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {use}
 tags:
 - bigtrain
 ---
 """
+_USES = {
+    "gpt": "text-generation",
+    "bert": "fill-mask",
+    "t5": "text2text-generation",
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "tagging": "token-classification",
+    "question_answering": "question-answering",
+}
+"""What Hugging Face calls what a model is for, by its architecture or its task."""
 
 
 def write_card(
@@ -31,7 +41,7 @@ def write_card(
     """
     config = run_config(run)
     parts = [
-        _HEAD,
+        _HEAD.format(use=_USES[_use(source, config)]),
         f"# {run.resolve().name if run is not None else folder.name.removesuffix('.writing')}\n",
         f"A {family.name} model of {written.parameters:,} parameters, trained with BigTrain {__version__}.\n",
         _training(source, config),
@@ -42,6 +52,11 @@ def write_card(
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
+def _use(source: Checkpoint, config: Config | None) -> str:
+    task = None if config is None else config.finetune.task
+    return task if task in _USES else str(source.model.get("architecture", "gpt"))
+
+
 def _training(source: Checkpoint, config: Config | None) -> str:
     state = source.state
     rows = {"Steps": f"{state.step:,}", "Tokens trained on": f"{state.tokens:,}"}
@@ -49,7 +64,7 @@ def _training(source: Checkpoint, config: Config | None) -> str:
         rows["Began with"] = f"{source.origin.get('folder')}, weights of SHA-256 `{source.origin.get('sha256')}`"
     if config is not None:
         rows["Data"] = "; ".join(_data(config))
-        rows["Held-out data"] = config.data.validation or "none"
+        rows["Held-out data"] = _held_out(config)
         t = config.training
         rows["Batch"] = f"{t.global_batch_size} sequences of {t.sequence_length} tokens"
         rows["Precision"] = t.precision
@@ -59,9 +74,16 @@ def _training(source: Checkpoint, config: Config | None) -> str:
 
 
 def _data(config: Config) -> list[str]:
+    if config.finetune.task is not None:
+        return [f"{config.finetune.train}, for {config.finetune.task.replace('_', ' ')}"]
     if config.data.train is not None:
         return [config.data.train]
     return [f"{name}: {part.path}" for name, part in config.data.sources.items()]
+
+
+def _held_out(config: Config) -> str:
+    share = config.finetune.validation_fraction
+    return config.data.validation or config.finetune.validation or (f"{share:.0%} of these" if share else "none")
 
 
 def _verification(source: Checkpoint, parity: Parity | None) -> str:

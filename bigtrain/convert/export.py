@@ -9,30 +9,24 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
+from bigtrain.config.tasks import FinetuneConfig
+from bigtrain.convert.classes import class_of, task_keys, weights_with_head
 from bigtrain.convert.family import Family
 from bigtrain.convert.mapping import Piece, pieces
 from bigtrain.convert.safetensors_file import TensorFile
 from bigtrain.convert.stream import stream
-from bigtrain.convert.tokenizer import export_tokenizer, is_hugging_faces_own
+from bigtrain.convert.tokenizer import export_tokenizer, is_hugging_faces_own, padding_id
 from bigtrain.convert.weights import VOCABULARY, Weights
+from bigtrain.data.framing import Framing
 from bigtrain.data.tokenizer import Tokenizer
+from bigtrain.errors import ConversionError
 
 FILE_BYTES = 5_000_000_000
 """Weights per file, at most, or one tensor; Hugging Face's own limit."""
-_CLASSES = {"BertForMaskedLM": AutoModelForMaskedLM, "BertForPreTraining": AutoModelForPreTraining}
-"""Those that are no causal language models."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,15 @@ class Written:
 
 
 def write_model(
-    source: Checkpoint, model: ModelConfig, family: Family, dtype: str, tokenizer: Tokenizer, folder: Path
+    source: Checkpoint,
+    model: ModelConfig,
+    family: Family,
+    dtype: str,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    framing: Framing | None = None,
+    task: FinetuneConfig | None = None,
 ) -> Written:
     """Write a checkpoint's weights, configuration and tokenizer as `transformers` reads them.
 
@@ -56,36 +58,68 @@ def write_model(
         dtype: Type of the saved weights.
         tokenizer: The model's.
         folder: Where to.
+        framing: What stood around texts in training, where something did.
+        task: What the model was fine-tuned for, if that gave it another head.
 
     Raises:
         CheckpointError: A tensor or file is missing or damaged.
-        ConversionError: The weights are not those of the family.
+        ConversionError: The weights are not those of the family, or `transformers` has no such model.
     """
-    export_tokenizer(tokenizer, folder, model)
-    generation = _generation(tokenizer, folder)
-    tokens = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id")}
-    pad = {"pad_token_id": generation.pad_token_id if is_hugging_faces_own(tokenizer) else None}
-    config = AutoConfig.for_model(**family.config(model), **tokens, **pad, dtype=dtype)
+    export_tokenizer(tokenizer, folder, model, framing)
+    keys = family.config(model)
+    tokens: dict[str, int | list[int] | None]
+    if task is not None and framing is not None:
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        tokens = {"eos_token_id": tokenizer.eos_id, "pad_token_id": padding_id(tokenizer, framing)}
+        keys |= task_keys(family, task)
+    else:
+        tokens = _generation(tokenizer, folder, framing, model.architecture)
+    if keys.get("pad_token_id", tokens["pad_token_id"]) != tokens["pad_token_id"]:
+        raise ConversionError(
+            f"a {family.name} counts positions from its padding token, which model.position_offset "
+            f"({model.position_offset}) makes {keys['pad_token_id']}, and {tokenizer.path} has {tokens['pad_token_id']}"
+        )
+    config = AutoConfig.for_model(**{**tokens, **keys}, dtype=dtype)
     config.save_pretrained(folder)
-    return _write_weights(source, model, family, config, folder)
+    return _write_weights(source, model, family, config, folder, has_task=task is not None)
 
 
-def _generation(tokenizer: Tokenizer, folder: Path) -> GenerationConfig:
-    """How the model is asked to generate: as it came, or with the tokenizer's tokens; written into the folder."""
+def _generation(
+    tokenizer: Tokenizer, folder: Path, framing: Framing | None, architecture: str
+) -> dict[str, int | list[int] | None]:
+    """Which tokens begin and end a text, by their keys of `config.json`; how the model is asked to generate is written
+    into the folder: as it came, or with the tokenizer's tokens."""
+    is_own = is_hugging_faces_own(tokenizer)
     if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    end = tokenizer.eos_id  # the beginning's too: what stood before each document was the end of the one before
-    bos, pad = end, end
-    if is_hugging_faces_own(tokenizer):
-        exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        bos, pad = exported.bos_token_id, exported.pad_token_id
-    generation = GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad)
-    generation.save_pretrained(folder)
-    return generation
+        generation = GenerationConfig.from_pretrained(folder)
+    else:
+        bos: int | None
+        bos = pad = end = (
+            tokenizer.eos_id
+        )  # the beginning's too: what stood before each document was the end of the one before
+        if is_own:
+            exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            bos, pad = exported.bos_token_id, exported.pad_token_id
+        elif framing is not None:
+            bos, end, pad = next(iter(framing.begin), None), framing.end[0], framing.pad
+        generation = GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad)
+        if architecture == "t5" and framing is not None:
+            generation.decoder_start_token_id = framing.pad
+        generation.save_pretrained(folder)
+    names = ["bos_token_id", "eos_token_id"]
+    names += ["pad_token_id"] if is_own or framing is not None else []
+    names += ["decoder_start_token_id"] if architecture == "t5" else []
+    return {"pad_token_id": None} | {name: getattr(generation, name) for name in names}
 
 
 def _write_weights(
-    source: Checkpoint, model: ModelConfig, family: Family, config: PretrainedConfig, folder: Path
+    source: Checkpoint,
+    model: ModelConfig,
+    family: Family,
+    config: PretrainedConfig,
+    folder: Path,
+    *,
+    has_task: bool,
 ) -> Written:
     """Write every weight in the configuration's type, as they come out of the checkpoint."""
     dtype = config.dtype
@@ -94,7 +128,8 @@ def _write_weights(
         name: (model.vocab_size, *shape[1:]) if name in VOCABULARY else shape for name, shape in weights.shapes.items()
     }
     targets = model_shapes(config)
-    plan = pieces(family.weights, model, shapes, targets)
+    weight_map = weights_with_head(family, config, targets) if has_task else family.weights
+    plan = pieces(weight_map, model, shapes, targets)
     split = split_into_files(targets, dtype, FILE_BYTES)
     with ExitStack() as open_files:
         files = {}
@@ -125,9 +160,13 @@ def write_index(folder: Path, split: StateDictSplit) -> None:
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that `transformers` wants to read, from its own model, built without memory; a tied one once."""
     with torch.device("meta"):
-        model = _CLASSES.get((config.architectures or [""])[0], AutoModelForCausalLM).from_config(config)
+        model = class_of(config)(config)
     tied = tuple(model._tied_weights_keys or ()) if config.tie_word_embeddings else ()  # or the ends of their names
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(tied)}
+    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not name.endswith(tied):
+            found.setdefault(id(tensor), (name, tuple(tensor.shape)))
+    return dict(found.values())
 
 
 def by_source(plan: Sequence[Piece]) -> list[list[Piece]]:

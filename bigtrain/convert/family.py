@@ -1,7 +1,7 @@
 """What a family of models declares: its names, and its configuration in both directions. Nothing here needs torch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,15 +40,25 @@ class Family:
     """Keys of `config.json` that do not change what the language model computes."""
     buffers: tuple[str, ...] = ()
     """Patterns of tensors in files that are no weights: they are computed anew."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors in some files that must be equal to another, of which they are another name."""
+    endings: Mapping[str, str] = field(default_factory=dict)
+    """How names end in older files, and how they do now."""
     prefix: str = ""
     """What stands before the body's names, and in some files does not."""
-    head: str = ""
-    """How the names of the head's tensors begin, where a folder may be without all of them: it can be fine-tuned."""
+    heads: tuple[str, ...] = ()
+    """How the names of each head's tensors begin, where a folder may be without all of one: it can be fine-tuned."""
+    pooler: str = ""
+    """The tensor that tells whether a folder has the layer of `model.add_pooling_layer`."""
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """The same model in the words of its `config.json`, without tokens and type of the weights."""
         values: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.architecture]}
-        filled = {"num_key_value_heads": model.kv_heads, "moe_intermediate_size": model.ffn_size}
+        filled = {
+            "num_key_value_heads": model.kv_heads,
+            "moe_intermediate_size": model.ffn_size,
+            "num_decoder_layers": model.decoder_layers or None,
+        }
         if "moe_intermediate_size" not in self.keys:  # where it is another key, the one of a block without experts
             filled["intermediate_size"] = model.ffn_size
         for ours, theirs in self.keys.items():
@@ -94,10 +104,13 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
     unused = {*OF_TRAINING, "moe_intermediate_size"}
     if model.position_embedding != "rope":
         unused.add("rope_theta")
+    if model.position_embedding == "relative":
+        unused.add("max_position_embeddings")
     if model.num_experts is None:
         unused |= {"num_experts_per_tok", "norm_topk_prob"}
     values = model.model_dump(mode="json", exclude={*unused, "layer_types"})
     return values | {
+        "num_decoder_layers": model.decoder_layers,
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_size,
         "intermediate_size": model.ffn_size,

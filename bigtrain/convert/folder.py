@@ -74,7 +74,7 @@ class Folder:
         bare = family.prefix and not any(name.startswith(family.prefix) for names in there.values() for name in names)
         for file in opened:
             for name in there[file.path.name]:
-                full = family.prefix + name if bare and name != _OUTPUT else name
+                full = _as_now(family.prefix + name if bare and name != _OUTPUT else name, family)
                 if buffers and buffers.fullmatch(full):
                     continue
                 if full in self._places:
@@ -82,22 +82,41 @@ class Folder:
                 self._places[full] = (file, name)
                 self.shapes[full], dtype = file.describe(name)
                 dtypes.add(dtype)
+        self._leave_out_copies(family)
         for dtype in dtypes:
             self.dtype = dtype if len(dtypes) == 1 else torch.promote_types(self.dtype, dtype)
+
+    def _leave_out_copies(self, family: Family) -> None:
+        """A tensor that is there under its other name alone has that of which it is a copy."""
+        for copy, name in family.copies.items():
+            if copy in self.shapes and name not in self.shapes:
+                self._places[name], self.shapes[name] = self._places[copy], self.shapes[copy]
+            elif copy in self.shapes and not self._are_equal(copy, name):
+                raise ConversionError(f"{self.path}: {copy} is not equal to {name}; in a {family.name} they are one")
+            self.shapes.pop(copy, None)
 
     def _leave_out_tied(self, family: Family) -> None:
         """What the output layer is called, and the embedding, the family's map tells."""
         (output,) = family.weights["output_layer.weight"]
         (embedding,) = family.weights["embedding.word_embeddings.weight"]
         if output in self.shapes and embedding in self.shapes:
-            if self.shapes[output] != self.shapes[embedding] or not torch.equal(
-                self.read(output), self.read(embedding)
-            ):
+            if not self._are_equal(output, embedding):
                 raise ConversionError(
                     f"{self.path}: tie_word_embeddings is true, but {output} is not equal to {embedding}; "
                     "set it to false in config.json, or leave the tensor out"
                 )
             del self.shapes[output]
+
+    def _are_equal(self, one: str, other: str) -> bool:
+        return self.shapes[one] == self.shapes[other] and torch.equal(self.read(one), self.read(other))
+
+
+def _as_now(name: str, family: Family) -> str:
+    """The name as newer files have it."""
+    for old, new in family.endings.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 class _File(Protocol):

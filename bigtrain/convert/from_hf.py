@@ -11,6 +11,7 @@ from bigtrain.config.reading import dump
 from bigtrain.convert.output import written_aside
 from bigtrain.convert.parity import Parity
 from bigtrain.convert.source import MODEL_FILE
+from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import ConversionError
 
@@ -21,7 +22,12 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
+
+_OLDER_FILES = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""What a tokenizer may lie in alone, of which `transformers` makes the first of those."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,12 @@ def convert_from_hf(
         if verify:
             check_memory(model)
         source = Folder(folder, family, model.tie_word_embeddings)
+        if family.pooler:
+            model = model.model_copy(update={"add_pooling_layer": family.pooler in source.shapes})
         shapes = shapes_there(family, own_shapes(model), source)
         plan = plan_of(family, model, shapes, source, config.vocab_size)
         tokenizer = take_tokenizer(folder, aside / "tokenizer", model)
+        _check_start(folder, model, tokenizer, config.decoder_start_token_id)
         origin = {"family": family.model_type, "vocab_size": config.vocab_size, "sha256": source.digest()}
         origin |= {"folder": folder.resolve().name}
         final = write_intake(aside / "checkpoints", source, model, plan, shapes, origin)
@@ -98,6 +107,18 @@ def _padded(model: ModelConfig, vocab_size: int) -> ModelConfig:
     return model.model_copy(update={"vocab_size": vocab_size})
 
 
+def _check_start(folder: Path, model: ModelConfig, tokenizer: Tokenizer | None, start: int | None) -> None:
+    """A T5's decoder starts here from the tokenizer's padding."""
+    if model.architecture != "t5" or tokenizer is None or start is None:
+        return
+    ours = framing_of(model.architecture, tokenizer).pad
+    if start != ours:
+        raise ConversionError(
+            f"{folder}: decoder_start_token_id is {start}, and a decoder here starts from the tokenizer's "
+            f"padding, {ours}"
+        )
+
+
 def take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer | None:
     """Copy the tokenizer, if there is one; one in an older form is written anew by `transformers`."""
     into.mkdir()
@@ -105,7 +126,7 @@ def take_tokenizer(folder: Path, into: Path, model: ModelConfig) -> Tokenizer | 
     for name in found:
         shutil.copyfile(folder / name, into / name)
     if not {"tokenizer.json", "tokenizer.model"} & set(found):
-        if not any((folder / name).is_file() for name in ("vocab.json", "vocab.txt")):
+        if not any((folder / name).is_file() for name in _OLDER_FILES):
             shutil.rmtree(into)
             return None
         from transformers import AutoTokenizer

@@ -46,13 +46,12 @@ def plan_of(
 
 
 def shapes_there(family: Family, shapes: Mapping[str, tuple[int, ...]], folder: Folder) -> dict[str, tuple[int, ...]]:
-    """Our weights without those of the head, where a folder has nothing of it."""
-    if not family.head or any(name.startswith(family.head) for name in folder.shapes):
-        return dict(shapes)
+    """Our weights without those of a head of which a folder has nothing, or the family nothing."""
+    absent = tuple(head for head in family.heads if not any(name.startswith(head) for name in folder.shapes))
     return {
         ours: shape
         for ours, shape in shapes.items()
-        if not all(name.startswith(family.head) for name in family.weights[ours])
+        if not family.heads or not all(name.startswith(absent) for name in family.weights.get(ours, ()))
     }
 
 

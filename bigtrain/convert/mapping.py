@@ -59,7 +59,8 @@ def _index(rows: np.ndarray) -> slice | np.ndarray:
 
 WeightMap = Mapping[str, Mapping[str, Cut]]
 """Our name -> {the family's name -> which part of ours it is}. `{layer}` and `{expert}` in the family's name stand for
-numbers, and say that our weight is stacked over the layers, or over the layers and their experts."""
+numbers, and say that our weight is stacked over the layers of its stack, or over the layers and their experts. A tensor
+that is none of our rows in a model is not there in it."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +142,25 @@ def some(names: Sequence[str]) -> str:
 
 def _pieces_of(source: str, row: Mapping[str, Cut], model: ModelConfig) -> Iterator[Piece]:
     for name, cut in row.items():
-        for index in product(*(range(size) for size in _stacked_over(name, model))):
+        if cut.rows is not None and not len(cut.rows(model)):
+            continue
+        for index in product(*(range(size) for size in _stacked_over(source, name, model))):
             numbers = dict(zip(("layer", "expert"), index, strict=False))
             yield Piece(name.format(**numbers), source, index, cut)
 
 
-def _stacked_over(name: str, model: ModelConfig) -> list[int]:
+def _stacked_over(source: str, name: str, model: ModelConfig) -> list[int]:
     if "{layer}" not in name:
         return []
-    return [model.num_hidden_layers, *([model.num_experts or 0] if "{expert}" in name else [])]
+    of_decoder = model.architecture == "t5" and source.startswith("decoder.")
+    layers = model.decoder_layers if of_decoder else model.num_hidden_layers
+    return [layers, *([model.num_experts or 0] if "{expert}" in name else [])]
 
 
 def _check_rows(source: str, shape: tuple[int, ...], row: Mapping[str, Cut], model: ModelConfig) -> None:
     if [cut.rows for cut in row.values()] == [None]:
         return
-    height = shape[len(_stacked_over(next(iter(row)), model))]
+    height = shape[len(_stacked_over(source, next(iter(row)), model))]
     used = np.concatenate([np.arange(height) if cut.rows is None else cut.rows(model) for cut in row.values()])
     if not np.array_equal(np.sort(used), np.arange(height)):
         raise ConversionError(f"{source}: the map does not take each of its {height} rows once")
@@ -194,6 +199,22 @@ def query_key_value_rows(model: ModelConfig) -> np.ndarray:
     return np.concatenate([query_rows(model), key_rows(model), value_rows(model)])
 
 
+def cross_key_rows(model: ModelConfig) -> np.ndarray:
+    """The keys of the joint key-value weight of an attention to another stack, where each head's key and value lie
+    together."""
+    return _keys_and_values(model)[:, 0].ravel()
+
+
+def cross_value_rows(model: ModelConfig) -> np.ndarray:
+    """Its values."""
+    return _keys_and_values(model)[:, 1].ravel()
+
+
+def _keys_and_values(model: ModelConfig) -> np.ndarray:
+    shape = model.kv_heads, 2, model.head_size
+    return np.arange(np.prod(shape)).reshape(shape)
+
+
 def gate_rows(model: ModelConfig) -> np.ndarray:
     """The gate, the first half of a gated feed-forward's joint matrix."""
     return np.arange(model.ffn_size)
@@ -221,4 +242,5 @@ WHOLE = Cut()
 TURNED = Cut(transposed=True)
 QUERY, KEY, VALUE = Cut(query_rows), Cut(key_rows), Cut(value_rows)
 QUERY_KEY_VALUE = Cut(query_key_value_rows)
+CROSS_KEY, CROSS_VALUE = Cut(cross_key_rows), Cut(cross_value_rows)
 GATE, UP = Cut(gate_rows), Cut(up_rows)

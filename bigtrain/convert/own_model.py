@@ -1,6 +1,6 @@
 """BigTrain's own model: out of a checkpoint, on this process or on several, or as names and shapes without memory."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.planners import Holding
 from bigtrain.config import Config, ModelConfig, ParallelConfig, parse_config, validate
+from bigtrain.config.tasks import FinetuneConfig
 from bigtrain.convert.source import model_config
 from bigtrain.convert.weights import WEIGHTS, read_into
 from bigtrain.errors import UserError
 from bigtrain.models.build import Chunk, build_model
+from bigtrain.models.heads import TaskChunk, build_for_task
 from bigtrain.models.sharding import sharded_parameters
 from bigtrain.parallel import topology
 
@@ -27,6 +29,7 @@ def own_model(
     parallel: ParallelConfig = ALONE,
     precision: Literal["fp32", "bf16"] = "fp32",
     but: Container[str] = (),
+    task: FinetuneConfig | None = None,
 ) -> Iterator[Any]:
     """This process's part of the model, ready to be called; the world ends with the block.
 
@@ -39,6 +42,7 @@ def own_model(
             for it by a launcher.
         precision: Type of the weights and of what is computed with them.
         but: Names of weights that are not read, and hold nothing.
+        task: What the model was fine-tuned for, if that gave it another head.
 
     Raises:
         ConfigError: The model cannot be split so.
@@ -46,7 +50,7 @@ def own_model(
     """
     config = _config(model_config(checkpoint), parallel, precision)
     with _world(config):
-        (model,) = build_model(config)
+        (model,) = build_model(config) if task is None else _with_head(config, task)
         with topology.together():
             read_into(checkpoint, [box for box in _boxes(model) if box.name.removeprefix(WEIGHTS) not in but])
         yield model.eval()
@@ -93,12 +97,16 @@ def _config(model: ModelConfig, parallel: ParallelConfig, precision: str) -> Con
             "model": model.model_dump(mode="json"),
             "data": {"train": "-"},
             "parallel": parallel.model_dump(mode="json"),
-            "training": {**training, "sequence_length": model.max_position_embeddings},
+            "training": {**training, "sequence_length": model.longest_sequence},
         }
     )
 
 
-def _boxes(model: Chunk) -> list[Holding]:
+def _with_head(config: Config, task: FinetuneConfig) -> Sequence[Any]:
+    return build_for_task(config.model_copy(update={"finetune": task}), len(task.labels or ()))
+
+
+def _boxes(model: Chunk | TaskChunk) -> list[Holding]:
     """The parameters' own memory as boxes of the checkpoint's tensors."""
     found = []
     for sharded in sharded_parameters([model]):

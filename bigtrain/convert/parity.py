@@ -31,7 +31,7 @@ class Parity:
     text: str
     """Where the text comes from."""
     tokens: int
-    """Compared positions, each with the logits of the whole vocabulary."""
+    """That both have read; of a language model each gives the logits of the whole vocabulary, of a T5 the decoder's."""
     tolerance: float
     """Largest difference that was allowed: `TOLERANCE` times the largest logit (or 1)."""
     float32: Agreement

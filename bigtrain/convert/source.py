@@ -9,6 +9,7 @@ from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.places import is_local
 from bigtrain.config import Config, ModelConfig, load_config
+from bigtrain.config.tasks import FinetuneConfig
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import CheckpointError, ConversionError
 
@@ -38,6 +39,18 @@ def run_config(run: Path | None) -> Config | None:
         ConfigError: Its `config.yaml` cannot be understood.
     """
     return load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
+
+
+def task_of(run: Path | None) -> FinetuneConfig | None:
+    """What a run was fine-tuned for, where that gave its model another head.
+
+    Raises:
+        ConfigError: Its `config.yaml` cannot be understood.
+    """
+    config = run_config(run)
+    if config is None or config.finetune.task in (None, "sequence_to_sequence"):
+        return None
+    return config.finetune
 
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:

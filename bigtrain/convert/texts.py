@@ -29,11 +29,6 @@ class Reading:
     sequences: Sequence[Tensor]
     """int64 [1, s] each."""
 
-    @property
-    def tokens(self) -> int:
-        """Of all sequences."""
-        return sum(sequence.numel() for sequence in self.sequences)
-
 
 def find_reading(model: ModelConfig, tokenizer: Tokenizer | None, given: Path | None, run: Path | None) -> Reading:
     """Up to four sequences of 256 tokens.
@@ -48,7 +43,7 @@ def find_reading(model: ModelConfig, tokenizer: Tokenizer | None, given: Path | 
         DataError: The text cannot be read, or is empty.
     """
     origin, texts = _texts(run, tokenizer, given)
-    length = min(SEQUENCE_LENGTH, model.max_position_embeddings)
+    length = min(SEQUENCE_LENGTH, model.longest_sequence)
     if tokenizer is None:
         ids = [byte % model.vocab_size for text in texts for byte in text.encode()]
     else:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.checkpoint.find import find_best
 from bigtrain.config import ModelConfig
 from bigtrain.convert.families import family_of
 from bigtrain.convert.output import written_aside
 from bigtrain.convert.parity import Parity
-from bigtrain.convert.source import find_tokenizer, model_config, run_folder
+from bigtrain.convert.source import find_tokenizer, model_config, run_folder, task_of
+from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import Tokenizer
 from bigtrain.errors import ConversionError
 
@@ -62,7 +63,8 @@ def convert_to_hf(
     """Write a checkpoint's model as a Hugging Face folder.
 
     Args:
-        checkpoint: A run's folder (its newest complete checkpoint), its `checkpoints`, or one step's folder or URL.
+        checkpoint: A run's folder (its newest complete checkpoint, or of a fine-tuned run the best), its `checkpoints`,
+            or one step's folder or URL. With a task's head it must lie in its run's folder, which names the labels.
         output: The folder to make; new or empty. It appears when it is complete, and verified if that is asked.
         dtype: Type of the saved weights.
         verify: Compare the logits of both models on real text, and write `parity.json` beside the weights.
@@ -79,12 +81,16 @@ def convert_to_hf(
             two models do not agree. Nothing is left behind.
         DataError: The tokenizer or the text cannot be read.
     """
-    source = find_checkpoint(checkpoint)
+    source = find_best(checkpoint)
     model = model_config(source)
-    chosen = family_of(model, family, source.origin.get("family"))
     run = run_folder(source, checkpoint)
+    task = task_of(run)
+    if task is not None:  # whose head takes the place of pretraining's
+        model = model.model_copy(update={"add_pooling_layer": False})
+    chosen = family_of(model, family, source.origin.get("family"))
     tokens = find_tokenizer(run, tokenizer, model)
     rows = _rows(source, model, tokens, vocab_size)
+    framing = framing_of(model.architecture, tokens) if task is not None or model.architecture != "gpt" else None
     with written_aside(output) as folder:
         from bigtrain.convert.card import write_card
         from bigtrain.convert.export import write_model
@@ -92,8 +98,11 @@ def convert_to_hf(
 
         if verify:
             check_memory(model)
-        written = write_model(source, model.model_copy(update={"vocab_size": rows}), chosen, dtype, tokens, folder)
-        parity = verify_export(source, folder, tokens, text, run) if verify else None
+        shape = model.model_copy(update={"vocab_size": rows})
+        written = write_model(source, shape, chosen, dtype, tokens, folder, framing=framing, task=task)
+        parity = None
+        if verify:
+            parity = verify_export(source, folder, tokens, text, run, framing=framing, task=task)
         write_card(folder, source, chosen, run, written, parity)
     return Exported(
         path=output,

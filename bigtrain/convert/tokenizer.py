@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, pre_tokenizers
-from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
+from tokenizers import decoders, pre_tokenizers, processors
+from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode, import_protobuf
 
 from bigtrain.config import ModelConfig
+from bigtrain.data.framing import Framing
 from bigtrain.data.ranks import Definition
 from bigtrain.data.tokenizer import (
     HuggingFaceTokenizer,
@@ -28,19 +29,27 @@ def is_hugging_faces_own(tokenizer: Tokenizer) -> bool:
     return "tokenizer_class" in json.loads(config.read_bytes())
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
+def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, framing: Framing | None = None) -> None:
     """Write the files from which `AutoTokenizer` makes a tokenizer that gives the same ids.
 
     One that came from `transformers` goes there as it was, with its chat template. Any other, like ours, adds nothing
     to a text and takes nothing in it for a special token, and its token for a beginning is the one that ends
-    documents: that is what stood before every document in training.
+    documents: that is what stood before every document in training. With `framing` either puts around a text what
+    stood there in training, and takes special tokens in a text for these: a T5 is asked by its sentinels.
 
     Raises:
         OSError: They cannot be written.
     """
     if is_hugging_faces_own(tokenizer):
         copy_tokenizer(tokenizer, folder)
-        return
+    else:
+        _export(tokenizer, folder, model)
+    if framing is not None and not _frames(folder, framing):
+        _put_frame(tokenizer, folder, framing)
+
+
+def _export(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
+    """One that is not of `transformers`."""
     is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
     if isinstance(tokenizer, TiktokenTokenizer):
         backend = _from_ranks(tokenizer.definition)
@@ -63,6 +72,56 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> 
         raise OSError(str(error)) from error  # as the tokenizers package tells that it cannot write
     if is_sentencepiece:  # not needed by transformers, but by llama.cpp's converter
         shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+
+
+def padding_id(tokenizer: Tokenizer, framing: Framing) -> int | None:
+    """What texts are filled up with in a batch, so that `transformers` finds the end of each; None: there is no token
+    for it."""
+    if framing.pad not in framing.end:
+        return framing.pad
+    return next((i for i in tokenizer.special_tokens.values() if i not in framing.end), None)
+
+
+def _frames(folder: Path, framing: Framing) -> bool:
+    """Whether the tokenizer in a folder puts around texts what should stand there."""
+    exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    one, two = (exported(text, add_special_tokens=False)["input_ids"] for text in ("one", "two"))
+    alone, together = exported("one")["input_ids"], exported("one", "two")["input_ids"]
+    return alone == framing.around(one)[0] and together == framing.around(one, two)[0]
+
+
+def _put_frame(tokenizer: Tokenizer, folder: Path, framing: Framing) -> None:
+    """Have the tokenizer in a folder do so, whatever its class did before."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    begin, between, end = (
+        [backend.id_to_token(i) for i in ids] for ids in (framing.begin, framing.between, framing.end)
+    )
+    around = sorted({*framing.begin, *framing.between, *framing.end})
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*begin, "$A", *end],
+        pair=[*begin, "$A", *between, "$B", *end],
+        special_tokens=[(backend.id_to_token(i), i) for i in around],
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_bytes())
+    for key in ("add_bos_token", "add_eos_token"):
+        config.pop(key, None)
+    roles = {"eos_token": end[0]}
+    if begin:
+        mask = next(name for name in ("[MASK]", "<mask>") if name in tokenizer.special_tokens)
+        roles |= {"bos_token": begin[0], "cls_token": begin[0], "sep_token": end[0], "mask_token": mask}
+    if (padding := padding_id(tokenizer, framing)) is not None:
+        roles["pad_token"] = backend.id_to_token(padding)
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "split_special_tokens": False,
+        **roles,
+    }
+    taken = {config[key] for key in config if key.endswith("_token") and isinstance(config[key], str)}
+    config["additional_special_tokens"] = [name for name in tokenizer.special_tokens if name not in taken]
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:

@@ -9,23 +9,20 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
-from bigtrain.convert.own_model import own_model, own_shapes
+from bigtrain.config.tasks import FinetuneConfig
 from bigtrain.convert.parity import Agreement, Parity
+from bigtrain.convert.saying import Sample, hf_class, hf_logits, own_logits, samples_of
 from bigtrain.convert.source import digest_of, model_config
-from bigtrain.convert.texts import Reading, find_reading
+from bigtrain.convert.texts import find_reading
 from bigtrain.convert.tokenizer import is_hugging_faces_own
-from bigtrain.convert.weights import Weights
-from bigtrain.data.batch import Batch
-from bigtrain.data.encoder import EncoderBatch
-from bigtrain.data.loader import CausalBatch
+from bigtrain.data.framing import Framing
 from bigtrain.data.tokenizer import Tokenizer
 from bigtrain.errors import ConversionError
 from bigtrain.models.size import parameter_count
-from bigtrain.parallel import compat
 
 TOLERANCE = 1e-4
 """Largest difference allowed between two logits in float32, as a part of the largest logit (or of 1).
@@ -37,8 +34,6 @@ sizeable part of themselves. 1e-4 lies well away from both.
 """
 
 PARITY = "parity.json"
-_CLASSES = {"BertModel": AutoModel, "BertForMaskedLM": AutoModelForMaskedLM, "BertForPreTraining": AutoModelForMaskedLM}
-"""Those that are no causal language models."""
 _WHAT_ELSE = 2_000_000_000
 """Bytes that a comparison takes beside the weights: the libraries, activations, logits."""
 
@@ -69,7 +64,14 @@ def _available() -> float:
 
 
 def verify_export(
-    checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, text: Path | None = None, run: Path | None = None
+    checkpoint: Checkpoint,
+    folder: Path,
+    tokenizer: Tokenizer,
+    text: Path | None = None,
+    run: Path | None = None,
+    *,
+    framing: Framing | None = None,
+    task: FinetuneConfig | None = None,
 ) -> Parity:
     """Compare an exported folder with the checkpoint it came from, and write `parity.json` into it.
 
@@ -79,14 +81,17 @@ def verify_export(
         tokenizer: The tokenizer of the model's data.
         text: A text file; default: the run's validation data if it is there, else Python's standard library.
         run: The folder of the run.
+        framing: What stood around texts in training, where something did.
+        task: What the model was fine-tuned for, if that gave it another head.
 
     Raises:
         ConversionError: The logits differ beyond the tolerance, or the exported tokenizer gives other ids.
         DataError: The text cannot be read, or is empty.
     """
     reading = find_reading(model_config(checkpoint), tokenizer, text, run)
-    _check_tokenizer(folder, tokenizer, reading.texts)
-    parity = _compare_models(checkpoint, folder, reading, digest_of(checkpoint), tokenizer)
+    _check_tokenizer(folder, tokenizer, reading.texts, framing)
+    samples = samples_of(model_config(checkpoint), folder, reading, framing if task is not None else None, task)
+    parity = _compare_models(checkpoint, folder, reading.origin, samples, digest_of(checkpoint), tokenizer, task)
     return _certified(parity, folder / PARITY)
 
 
@@ -110,29 +115,37 @@ def verify_intake(
     reading = find_reading(model_config(checkpoint), tokenizer, text, None)
     if tokenizer is not None:
         _check_tokenizer(folder, tokenizer, reading.texts)
-    parity = _compare_models(checkpoint, folder, reading, digest, tokenizer)
+    samples = samples_of(model_config(checkpoint), folder, reading)
+    parity = _compare_models(checkpoint, folder, reading.origin, samples, digest, tokenizer)
     return _certified(replace(parity, checkpoint=str(checkpoint.path.relative_to(output))), output / PARITY)
 
 
 def _compare_models(
-    checkpoint: Checkpoint, folder: Path, reading: Reading, digest: str, tokenizer: Tokenizer | None
+    checkpoint: Checkpoint,
+    folder: Path,
+    origin: str,
+    samples: Sequence[Sample],
+    digest: str,
+    tokenizer: Tokenizer | None,
+    task: FinetuneConfig | None = None,
 ) -> Parity:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     dtype: torch.dtype = config.dtype or torch.float32
     rows = config.vocab_size
-    trained, rounded = _own_logits(checkpoint, dtype, reading.sequences, rows)
-    theirs, tied = _hf_logits(folder, torch.float32, reading.sequences)
+    trained, rounded = own_logits(checkpoint, dtype, samples, rows, task)
+    kind = hf_class(config, checkpoint, task)
+    theirs, tied = hf_logits(kind, folder, torch.float32, samples)
     float32 = compare(rounded, theirs)
     as_saved = float32
     if dtype != torch.float32:
-        as_saved = compare(trained, _hf_logits(folder, dtype, reading.sequences)[0])
+        as_saved = compare(trained, hf_logits(kind, folder, dtype, samples)[0])
     return Parity(
         checkpoint=str(checkpoint.path),
         step=checkpoint.state.step,
         source_sha256=digest,
         family=config.model_type,
-        text=reading.origin,
-        tokens=reading.tokens,
+        text=origin,
+        tokens=sum(sample["input_ids"].numel() for sample in samples),
         tolerance=TOLERANCE * max(1.0, float32.largest_logit),
         float32=float32,
         as_saved=as_saved,
@@ -157,69 +170,20 @@ def _certified(parity: Parity, path: Path) -> Parity:
     return parity
 
 
-def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str], framing: Framing | None = None) -> None:
+    """Whether both give the same ids, and with `framing` that the one in the folder also puts these around a text."""
     exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    options = {"add_special_tokens": False} if is_hugging_faces_own(tokenizer) else {}
+    options = {"add_special_tokens": False} if is_hugging_faces_own(tokenizer) and framing is None else {}
     for text in texts:
         ours, theirs = tokenizer.encode(text), exported(text, verbose=False, **options)["input_ids"]
+        if framing is not None:
+            ours, _ = framing.around(ours)
         if ours != theirs:
             at = next(i for i, pair in enumerate(zip([*ours, None], [*theirs, None], strict=False)) if len({*pair}) > 1)
             raise ConversionError(
                 f"transformers' tokenizer gives other ids than {tokenizer.path}, first at token {at} "
                 f"({ours[at : at + 4]}, there {theirs[at : at + 4]}) of {text[:40]!r}...; nothing was written"
             )
-
-
-@torch.no_grad()
-def _own_logits(
-    checkpoint: Checkpoint, dtype: torch.dtype, sequences: Sequence[Tensor], rows: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Of the trained model, and of the same with its weights rounded to the saved type; both compute in float32.
-
-    Where a model has no head, of its embedding used as one.
-    """
-    device = compat.device()
-
-    def read(ids: Tensor) -> Tensor:
-        batch = _batch(ids.to(device), shape.architecture == "bert")
-        if missing:
-            return (model.hidden_states(batch)[:, 0] @ model.embedding.word_embeddings.weight[:rows].T).cpu()
-        return model.predictions(batch)[0, :, :rows].cpu()
-
-    shape = model_config(checkpoint)
-    missing = own_shapes(shape).keys() - Weights(checkpoint).shapes.keys() if shape.architecture == "bert" else set()
-    with own_model(checkpoint, but=missing) as model:
-        trained = [read(ids) for ids in sequences]
-        if dtype == torch.float32:
-            return trained, trained
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
-        return trained, [read(ids) for ids in sequences]
-
-
-def _batch(ids: Tensor, of_bert: bool) -> Batch:
-    """Text to be read, [1, s]; nothing is a target."""
-    positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    if of_bert:
-        return EncoderBatch(ids, ids, torch.zeros(ids.shape), torch.zeros_like(ids), None)
-    return CausalBatch(ids, ids, torch.zeros(ids.shape), positions)
-
-
-@torch.no_grad()
-def _hf_logits(folder: Path, dtype: torch.dtype, sequences: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
-    """And whether the model's output layer is its embedding."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    capped = getattr(config, "attn_logit_softcapping", None) is not None  # of which but one of its ways knows
-    way = "eager" if capped else None
-    kind = _CLASSES.get((config.architectures or [""])[0], AutoModelForCausalLM)
-    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation=way, local_files_only=True)
-    model = model.to(compat.device()).eval()
-    if kind is AutoModel:
-        embedding = model.get_input_embeddings().weight
-        said = [model(ids.to(compat.device())).last_hidden_state[0] @ embedding.T for ids in sequences]
-        return [logits.float().cpu() for logits in said], True
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return [model(ids.to(compat.device())).logits[0].float().cpu() for ids in sequences], tied
 
 
 def compare(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Agreement:

@@ -103,7 +103,7 @@ def _own_name(box: Box) -> str:
     """What a part of a weight is called."""
     name, index = box
     if index:
-        name = name.replace("decoder.layers.", f"decoder.layers.{index[0]}.", 1)
+        name = name.replace("coder.layers.", f"coder.layers.{index[0]}.", 1)
     if len(index) > 1:
         name = name.replace(".experts.experts.", f".experts.experts.{index[1]}.", 1)
     return name

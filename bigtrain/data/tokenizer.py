@@ -184,8 +184,16 @@ class TiktokenTokenizer:
 _NAMES = ("tokenizer.json", "tokenizer.model", f"tokenizer{ranks.WHOLE}")
 
 
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
-"""Files of a Hugging Face tokenizer that say more about it, and how its model likes to be asked."""
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Files of a Hugging Face tokenizer that say more about it, and how its model likes to be asked; of T5 and XLM-RoBERTa
+what it was made of, which its class may want to see."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -1,41 +1,19 @@
 """Items of examples as batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bigtrain.config import Config
 from bigtrain.data.batch import Batch
-from bigtrain.data.encoder import EncoderBatch
-from bigtrain.data.loader import CausalBatch
 from bigtrain.data.order import permute
 from bigtrain.data.pair_batches import PairBatch
+from bigtrain.data.task_batches import CausalTask, EncoderTask
 from bigtrain.finetune.encode import Encoded, Item
 
 _GRAIN = 8
 """Texts are padded to a multiple of so many tokens."""
-
-
-@dataclass(frozen=True)
-class CausalTask(CausalBatch):
-    """Texts for a model that reads from left to right: what follows a token it has not seen, so that padding at the end
-    needs no mask."""
-
-    speaks: Tensor = field(kw_only=True)
-    """[b]: the token that speaks for each text."""
-    lengths: Tensor = field(kw_only=True)
-    """[b]: tokens of each, without padding."""
-
-
-@dataclass(frozen=True)
-class EncoderTask(EncoderBatch):
-    """Texts for a model that reads from both sides; see :class:`CausalTask`."""
-
-    speaks: Tensor = field(kw_only=True)
-    lengths: Tensor = field(kw_only=True)
 
 
 class TaskBatches:

@@ -1,8 +1,4 @@
-"""Examples as the tokens that a model reads. Nothing here needs torch.
-
-    gpt   text <eos>                    text <eos> second text <eos>
-    bert  [CLS] text [SEP]              [CLS] text [SEP] second text [SEP]
-    t5    text <eos>, and a decoder says another text <eos>
+"""Examples as the tokens that a model reads, in the frame of :mod:`bigtrain.data.framing`. Nothing here needs torch.
 
 A text is judged at the token that speaks for it: the last one of gpt, which has read all others, and the first of bert.
 """
@@ -15,8 +11,7 @@ import numpy as np
 
 from bigtrain.config import Config
 from bigtrain.data.examples import Example, Examples
-from bigtrain.data.masked import frame_tokens
-from bigtrain.data.pairs import start_id
+from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import Span, Tokenizer
 from bigtrain.errors import DataError
 from bigtrain.finetune.chat import Chat
@@ -69,12 +64,7 @@ class Encoder:
         self.config, self.tokenizer = config, tokenizer
         self.length = config.training.sequence_length
         self.numbers = {label: number for number, label in enumerate(labels)}
-        if config.model.architecture == "bert":
-            frame = frame_tokens(tokenizer.special_tokens)
-            self.begin, self.end, self.pad = [frame.cls], frame.sep, frame.pad
-        else:
-            self.begin, self.end = [], tokenizer.eos_id
-            self.pad = start_id(tokenizer.special_tokens, tokenizer.eos_id)
+        self.framing = framing_of(config.model.architecture, tokenizer)
         self.chat = None if config.finetune.columns.messages is None else Chat(tokenizer)
         self._cut = 0
 
@@ -103,7 +93,7 @@ class Encoder:
                 f"{examples.path}: no example fits into training.sequence_length ({self.length}) tokens; raise it"
             )
         notes = [note for note in (examples.complaints(), self._note(examples)) if note]
-        return Encoded(examples, items, self.pad, notes)
+        return Encoded(examples, items, self.framing.pad, notes)
 
     def _note(self, examples: Examples) -> str:
         if not self._cut:
@@ -118,18 +108,17 @@ class Encoder:
         )
 
     def _framed(self, first: Sequence[int], second: Sequence[int] | None) -> tuple[np.ndarray, int]:
-        """The tokens with those that begin and end texts, and how many of them are the first text's."""
-        head = [*self.begin, *first, self.end]
-        whole = head if second is None else [*head, *second, self.end]
-        return np.array(whole, dtype=np.int32), len(head)
+        """The tokens with those around texts, and how many of them are the first text's."""
+        whole, of_first = self.framing.around(first, second)
+        return np.array(whole, dtype=np.int32), of_first
 
     def _speaks(self, length: int) -> int:
-        return 0 if self.begin else length - 1
+        return 0 if self.framing.begin else length - 1
 
     def _text(self, number: int, example: Example) -> Iterator[Item]:
         first = self.tokenizer.encode(example.text)
         second = None if example.pair is None else self.tokenizer.encode(example.pair)
-        room = self.length - len(self.begin) - (1 if second is None else 2)
+        room = self.framing.room(self.length, texts=1 if second is None else 2)
         if len(first) + len(second or ()) > room:
             self._cut += 1
             first, second = _shortened(first, second, room)
@@ -145,14 +134,14 @@ class Encoder:
         text = " ".join(example.tokens)
         ids, spans = self.tokenizer.encode_with_spans(text)
         word_of = np.array([word for word, token in enumerate(example.tokens) for _ in range(len(token) + 1)])
-        room = self.length - len(self.begin) - 1
+        room = self.framing.room(self.length, texts=1)
         if len(ids) > room:
             self._cut += 1
         framed, of_first = self._framed(ids[:room], None)
         labels = np.zeros(len(framed), dtype=np.int64)
         weights = np.zeros(len(framed), dtype=np.float32)
         places = np.full(len(example.tokens), -1)
-        for place, (begin, end) in enumerate(spans[:room], len(self.begin)):
+        for place, (begin, end) in enumerate(spans[:room], len(self.framing.begin)):
             if end > begin and places[word := word_of[end - 1]] < 0:
                 places[word] = place
                 if example.tags is not None:
@@ -164,7 +153,7 @@ class Encoder:
         speaks for all (arXiv:1810.04805, section 4.3)."""
         question = self.tokenizer.encode(example.pair or "")[: self.length // 2]
         ids, spans = self.tokenizer.encode_with_spans(example.text)
-        room = self.length - len(self.begin) - len(question) - 2
+        room = self.framing.room(self.length, texts=2) - len(question)
         step = max(room - self.config.finetune.stride, room // 2, 1)
         answer = example.answers[0] if example.answers else None
         for first in range(0, max(len(ids) - room, 0) + step, step):
@@ -194,7 +183,7 @@ class Encoder:
         except ValueError as error:
             raise DataError(f"{example.where}: the tokenizer's chat template cannot spell it: {error}") from None
         if example.pair is None:
-            ids, said = [*question, self.end], np.zeros(len(question) + 1, dtype=bool)
+            ids, said = [*question, self.tokenizer.eos_id], np.zeros(len(question) + 1, dtype=bool)
         if len(ids) - 1 > self.length:
             self._cut += 1
             return
@@ -208,12 +197,12 @@ class Encoder:
             yield from self._conversation(number, example)
             return
         prompt = self.tokenizer.encode(self.config.finetune.prompt.replace("{source}", example.text))
-        answer = [*self.tokenizer.encode(example.pair or ""), self.end]
+        answer = [*self.tokenizer.encode(example.pair or ""), *self.framing.end]
         if self.config.model.architecture == "t5":
             if max(len(prompt) + 1, len(answer)) > self.length:
                 self._cut += 1
                 return
-            ids = np.array([*prompt, self.end], dtype=np.int32)
+            ids, _ = self._framed(prompt, None)
             yield Item(number, ids, np.array(answer), np.ones(len(answer), dtype=np.float32), 0, len(ids))
             return
         ids = np.array([*prompt, *answer], dtype=np.int32)

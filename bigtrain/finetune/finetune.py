@@ -6,11 +6,12 @@ from typing import Any
 
 from bigtrain.checkpoint import catalog, store
 from bigtrain.checkpoint.catalog import Checkpoint
+from bigtrain.checkpoint.find import BEST
 from bigtrain.config import Config
 from bigtrain.evaluate.score import score
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import as_predictions, decode
-from bigtrain.finetune.inputs import BEST, TaskInputs, open_task, resolved
+from bigtrain.finetune.inputs import TaskInputs, open_task, resolved
 from bigtrain.finetune.judged import best_row, exhausted, judged
 from bigtrain.finetune.predict import outputs
 from bigtrain.models.heads import HEAD, POOLER, build_for_task
@@ -63,7 +64,8 @@ def judge(run: Run) -> bool:
     is_best = topology.any_rank(found is not None and _is_best(run, rows))
     if is_best:
         run.watchdog.feed(f"the best checkpoint, of step {step}", step, long=True)
-        store.save(run.output_dir / BEST, run.engine, run.state, inputs.data_identity, keep_last=1)
+        best, origin = run.output_dir / BEST, run.saver.origin
+        store.save(best, run.engine, run.state, inputs.data_identity, keep_last=1, origin=origin)
     run.event("evaluate", **{**(found or {}), "best": is_best})
     if found:
         publish(run, found)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bigtrain.checkpoint import catalog
 from bigtrain.checkpoint.catalog import Checkpoint
-from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.checkpoint.find import find_best
 from bigtrain.checkpoint.places import place
 from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.config.load import said
@@ -24,8 +23,6 @@ from bigtrain.training.beginning import begins_in, is_hugging_face
 from bigtrain.training.resume import check_whole, checkpoint_to_resume
 
 _BEGIN = "checkpoint.initialize_from"
-BEST = "best"
-"""Where a run of fine-tuning keeps its best checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,6 @@ def _shape_there(folder: Path) -> ModelConfig:
 def _said_of(tree: Mapping[str, Any], section: str, key: str) -> Any:
     below = tree.get(section)
     return below.get(key) if isinstance(below, Mapping) else None
-
-
-def find_best(path: Path) -> Checkpoint:
-    """The checkpoint that a folder means: of a fine-tuned run its best.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    best = catalog.newest(path / BEST) if (path / BEST).is_dir() else None
-    return best or find_checkpoint(path)
 
 
 def open_task(config: Config) -> TaskInputs:

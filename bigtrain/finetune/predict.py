@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigtrain.checkpoint import store
+from bigtrain.checkpoint.find import find_best
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
 from bigtrain.data.tokenizer import load_tokenizer
@@ -16,7 +17,6 @@ from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded
-from bigtrain.finetune.inputs import find_best
 from bigtrain.finetune.saved import open_examples
 from bigtrain.finetune.write import write_texts
 from bigtrain.models.heads import build_for_task, task_losses

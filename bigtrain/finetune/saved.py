@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.checkpoint.find import find_best
 from bigtrain.config import Config, load_config
 from bigtrain.config.tasks import Task
 from bigtrain.data.examples import Examples, check_labels, read_examples
@@ -10,7 +11,6 @@ from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import CheckpointError, ConfigError
 from bigtrain.evaluate.predictions import truth_of
 from bigtrain.finetune.encode import Encoded, Encoder
-from bigtrain.finetune.inputs import find_best
 
 _ONE_PROCESS = (
     "parallel.tensor=1",

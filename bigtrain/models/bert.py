@@ -55,6 +55,7 @@ class Bert(LanguageModule):
                 vocab_size=model.vocab_size,
                 max_sequence_length=model.max_position_embeddings,
                 num_tokentypes=model.type_vocab_size,
+                position_offset=model.position_offset,
             )
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
         self.encoder = TransformerBlock(
@@ -139,15 +140,16 @@ def build_bert(config: Config) -> list[Bert]:
 class Embedding(LanguageModelEmbedding):
     """Tokens, positions and segments, summed, normalised, and only then dropped out."""
 
-    def __init__(self, config: TransformerConfig, **options: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, position_offset: int, **options: Any) -> None:
         super().__init__(config, **options)
+        self.position_offset = position_offset
         self.embedding_dropout = nn.Identity()  # Megatron-core's comes before the norm
         self.layer_norm = Norm(config, config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """[b, s] each -> [s, b, hidden_size], with sequence parallelism this process's part of s."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        x = self.layer_norm(super().forward(input_ids, positions, token_type_ids))
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.position_offset
+        x = self.layer_norm(super().forward(input_ids, positions.expand_as(input_ids), token_type_ids))
         with get_cuda_rng_tracker().fork() if self.config.sequence_parallel else nullcontext():
             return F.dropout(x, self.config.hidden_dropout, self.training)
 

@@ -73,6 +73,8 @@ def checkpoint_to_begin_with(config: Config) -> catalog.Checkpoint | None:
         was, now = _models(found, config, _CHANGEABLE | _OF_THE_ROUTERS_LOSS)
     except (ConfigError, CheckpointError, ConversionError) as error:
         raise type(error)(f"checkpoint.initialize_from: {error}") from None
+    if not now["add_pooling_layer"]:  # what the checkpoint has of it stays behind
+        was["add_pooling_layer"] = False
     if changed := [
         f"model.{key} is {now[key]!r} and there {was.get(key)!r}" for key in now if was.get(key) != now[key]
     ]:

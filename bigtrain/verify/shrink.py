@@ -84,7 +84,8 @@ def _shape(model: ModelConfig, world_size: int, length: int) -> dict[str, Any]:
 def _positions(model: ModelConfig, head_size: int, length: int) -> dict[str, Any]:
     """The same part of a head is rotated, by frequencies scaled from a length that is as much shorter."""
     rotated = max(2, int(head_size * model.partial_rotary_factor) // 2 * 2)
-    shape: dict[str, Any] = {"max_position_embeddings": length, "partial_rotary_factor": rotated / head_size}
+    most = length + model.position_offset
+    shape: dict[str, Any] = {"max_position_embeddings": most, "partial_rotary_factor": rotated / head_size}
     scaling = model.rope_scaling
     if scaling is None:
         return shape

@@ -24,6 +24,7 @@ SHAPE = LlamaConfig(  # in the proportions of Llama-3 70B: the embedding is the 
     num_attention_heads=16,
     num_key_value_heads=2,
     tie_word_embeddings=False,
+    architectures=["LlamaForCausalLM"],
     dtype="bfloat16",
 )
 

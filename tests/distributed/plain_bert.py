@@ -9,7 +9,14 @@ import plain
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 Step = dict[str, Tensor]
 """A global batch in the words of `transformers`; -100 is no target."""
@@ -31,6 +38,30 @@ def bert(vocab_size: int, pad_id: int, sentences: bool) -> PreTrainedModel:
     )
     model = (BertForPreTraining if sentences else BertForMaskedLM)(config)
     with torch.no_grad():  # norms of exactly one and biases of exactly zero would hide that they are not applied
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def roberta(vocab_size: int, pad_id: int) -> PreTrainedModel:
+    """The same of a RoBERTa, whose positions begin after `pad_id`."""
+    torch.manual_seed(7)
+    config = RobertaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        intermediate_size=128,
+        max_position_embeddings=64 + pad_id + 1,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=pad_id,
+    )
+    model = RobertaForMaskedLM(config)
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))

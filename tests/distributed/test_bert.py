@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from plain import differences
+from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parent))
+import carried
 import plain
 import plain_bert
 
@@ -53,6 +55,10 @@ CASES = [
     for sentences in ((False, True) if parallel in WITH_SENTENCES else (False,))
 ]
 Case = tuple[int, bool, dict[str, Any]]
+CARRIED = [(1, {}), (4, LAYOUTS[4][0])]
+"""Where models of `transformers` are trained that were taken in, and brought back: a BERT that learns from sentences
+too, and a RoBERTa."""
+SHORT = 3
 Histories = dict[str, list[list[float]]]
 
 
@@ -123,13 +129,28 @@ def global_batches(dataset: Path, sentences: bool) -> list[plain_bert.Step]:
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bert")
+
+
+def carried_model(name: str) -> PreTrainedModel:
+    return plain_bert.bert(VOCABULARY, 0, sentences=True) if name == "bert" else plain_bert.roberta(VOCABULARY, 0)
+
+
+def carried_config(dataset: Path, name: str, parallel: dict[str, Any]) -> dict[str, Any]:
+    """Our configuration of such a model."""
+    made = config(dataset, name == "bert", parallel)
+    if name == "roberta":
+        made["model"] |= {"type_vocab_size": 1, "position_offset": 1, "max_position_embeddings": 65, "norm_eps": 1e-5}
+    return made
+
+
+@pytest.fixture(scope="module")
 def histories(
-    paragraphs: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    train_layouts: Callable[[int, list[dict[str, Any]]], Histories],
+    paragraphs: Path, folder: Path, train_layouts: Callable[[int, list[dict[str, Any]]], Histories]
 ) -> Callable[[int], Histories]:
     """What every layout of a number of processes saw; that is started once for all its cases."""
-    folder = tmp_path_factory.mktemp("bert")
+    came_in = {name: carried.taken_in(carried_model(name), folder / name) for name in ("bert", "roberta")}
     for sentences in (True, False):
         weights = plain_bert.megatron_weights(plain_bert.bert(VOCABULARY, 0, sentences))
         section = config(paragraphs, sentences, {})["model"]
@@ -144,6 +165,18 @@ def histories(
                 "checkpoint": str(folder / f"sentences-{sentences}"),
             }
             for count, sentences, parallel in CASES
+            if count == nproc
+        ]
+        cases += [
+            {
+                "name": name,
+                "config": carried_config(paragraphs, name, parallel),
+                "weights": str(came_in[name]),
+                "last": SHORT,
+                "save": str(folder / name / f"{nproc}-processes"),
+            }
+            for count, parallel in CARRIED
+            for name in ("bert", "roberta")
             if count == nproc
         ]
         return train_layouts(nproc, cases)
@@ -174,3 +207,18 @@ def test_equals_plain_pytorch(case: Case, histories: Callable[[int], Histories],
     assert drift[0] < FIRST_STEP
     assert max(drift) < ALL_STEPS
     assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("nproc", [pytest.param(n, marks=[pytest.mark.slow] * (n == 4)) for n, _ in CARRIED])
+def test_from_transformers_and_back(
+    nproc: int, name: str, histories: Callable[[int], Histories], paragraphs: Path, folder: Path
+) -> None:
+    history = histories(nproc)[name]
+    model = carried_model(name)
+    before = carried.weights_of(model)
+    reference = plain_bert.train_plainly(model, global_batches(paragraphs, name == "bert")[:SHORT], RECIPE)
+    assert max(differences(history, reference)) < 10 * FIRST_STEP
+    checkpoint = folder / name / f"{nproc}-processes" / f"step-{SHORT:08}"
+    tokenizer = paragraphs.parent / "tokenizer"
+    carried.assert_came_back(checkpoint, tokenizer, folder / name / f"out-{nproc}", model, before)

@@ -7,6 +7,7 @@ several stages: one whose gradient was not added up, or counted twice, changes t
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bigtrain.training.batches import batch_source
 from bigtrain.training.inputs import open_inputs
 
 sys.path.insert(0, str(Path(__file__).parent))
+import carried
 import plain
 import plain_t5
 
@@ -67,6 +69,9 @@ CASES = [
     for parallel, recompute, versions in layouts
     for version in versions
 ]
+CARRIED = [(1, {}), (4, {**SEQUENCE, "pipeline": 2})]
+"""Where models of `transformers` are trained that were taken in, and brought back."""
+SHORT = replace(RECIPE, steps=3, warmup_steps=1)
 Case = tuple[int, str, dict[str, Any], str]
 Histories = dict[str, list[list[float]]]
 
@@ -77,11 +82,13 @@ def case_id(case: Case) -> str:
     return "_".join([f"{nproc}-processes", version, *words, *([recompute] if recompute != "none" else [])])
 
 
-def config(dataset: Path, version: str, parallel: dict[str, Any], **training: Any) -> dict[str, Any]:
+def config(
+    dataset: Path, version: str, parallel: dict[str, Any], recipe: plain.Recipe = RECIPE, **training: Any
+) -> dict[str, Any]:
     """Our configuration of the oracle's model and recipe."""
     layers, decoder_layers = plain_t5.SHAPES[version]
     old = version == "v1.0"
-    sections = RECIPE.sections(dataset, **training)
+    sections = recipe.sections(dataset, **training)
     sections["data"] |= {"objective": OBJECTIVES[version]}
     return {
         "model": {
@@ -117,13 +124,16 @@ def pairs(corpus: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("t5")
+
+
+@pytest.fixture(scope="module")
 def histories(
-    pairs: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    train_layouts: Callable[[int, list[dict[str, Any]]], Histories],
+    pairs: Path, folder: Path, train_layouts: Callable[[int, list[dict[str, Any]]], Histories]
 ) -> Callable[[int], Histories]:
     """What every layout of a number of processes saw; that is started once for all its cases."""
-    folder = tmp_path_factory.mktemp("t5")
+    came_in = {v: carried.taken_in(plain_t5.t5(VOCABULARY, v), folder / f"carried-{v}") for v in BOTH}
     for version in BOTH:
         weights = plain_t5.megatron_weights(plain_t5.t5(VOCABULARY, version))
         plain.write_checkpoint(weights, config(pairs, version, {})["model"], folder / version)
@@ -138,6 +148,17 @@ def histories(
             }
             for case in CASES
             if case[0] == nproc
+        ]
+        cases += [
+            {
+                "name": f"carried-{version}",
+                "config": config(pairs, version, parallel, SHORT),
+                "weights": str(came_in[version]),
+                "save": str(folder / f"carried-{version}" / f"{nproc}-processes"),
+            }
+            for count, parallel in CARRIED
+            for version in BOTH
+            if count == nproc
         ]
         fresh = [{}] if nproc == 1 else [SEQUENCE, INTERLEAVED]
         cases += [{"name": f"fresh-{i}", "config": config(pairs, "v1.0", p), "last": 1} for i, p in enumerate(fresh)]
@@ -193,6 +214,22 @@ def test_equals_transformers_t5(case: Case, histories: Callable[[int], Histories
     assert drift[0] < FIRST_STEP
     assert max(drift) < ALL_STEPS
     assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
+
+
+@pytest.mark.parametrize("version", BOTH)
+@pytest.mark.parametrize("nproc", [pytest.param(n, marks=[pytest.mark.slow] * (n == 4)) for n, _ in CARRIED])
+def test_from_transformers_and_back(
+    nproc: int, version: str, histories: Callable[[int], Histories], pairs: Path, folder: Path
+) -> None:
+    history = histories(nproc)[f"carried-{version}"]
+    model = plain_t5.t5(VOCABULARY, version)
+    before = carried.weights_of(model)
+    reference = plain_t5.train_plainly(model, steps_of(pairs, version), SHORT, 2)
+    assert max(differences(history, reference)) < 10 * FIRST_STEP
+    there = folder / f"carried-{version}"
+    checkpoint = there / f"{nproc}-processes" / f"step-{SHORT.steps:08}"
+    tokenizer = pairs.parent / "t5.model"
+    carried.assert_came_back(checkpoint, tokenizer, there / f"out-{nproc}", model, before)
 
 
 def test_a_checkpoint_goes_on_in_another_layout(histories: Callable[[int], Histories], oracle: Any) -> None:

@@ -1,8 +1,8 @@
 """A worker: trains several layouts, one after the other, in one set of processes.
 
-Reads a JSON file of cases ({"name", "config", "checkpoint" to begin with, at its step, "repeat": how often a step
-has each micro-batch, "last" and "save": the step to stop after, and a folder for a checkpoint of it}) and writes what
-rank 0 saw to another:
+Reads a JSON file of cases ({"name", "config", "checkpoint" to begin with, at its step, or "weights": one of which
+these alone are taken, "repeat": how often a step has each micro-batch, "last" and "save": the step to stop after, and a
+folder for a checkpoint of it}) and writes what rank 0 saw to another:
 name -> [[loss, grad_norm, and of experts the router's two losses], ...].
 """
 
@@ -30,6 +30,8 @@ def train(case: dict) -> list[tuple[float, ...]]:
         checkpoint = catalog.read(Path(case["checkpoint"]))
         store.load(checkpoint, engine)
         first = checkpoint.state.step
+    if case.get("weights"):
+        store.load_weights(catalog.read(Path(case["weights"])), engine)
     repeat = case.get("repeat", 1)
     history = []
     last = case.get("last", config.training.steps)

@@ -14,6 +14,8 @@ from bigtrain.convert.families.phi3 import PHI3
 from bigtrain.convert.families.qwen2 import QWEN2
 from bigtrain.convert.families.qwen3 import QWEN3
 from bigtrain.convert.families.qwen3_moe import QWEN3_MOE
+from bigtrain.convert.families.roberta import ROBERTA, XLM_ROBERTA
+from bigtrain.convert.families.t5 import MT5, T5
 from bigtrain.convert.family import Family
 from bigtrain.errors import ConversionError
 
@@ -31,6 +33,10 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     QWEN3_MOE,
     BERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    T5,
+    MT5,
 )
 """In the order in which one is looked for that a model fits."""
 

@@ -5,37 +5,69 @@ from typing import Any
 
 from bigtrain.config import ModelConfig
 from bigtrain.convert.family import Family
-from bigtrain.convert.mapping import KEY, QUERY, VALUE, WHOLE, Cut
-
-_BODY = {
-    "embedding.word_embeddings.weight": {"bert.embeddings.word_embeddings.weight": WHOLE},
-    "embedding.position_embeddings.weight": {"bert.embeddings.position_embeddings.weight": WHOLE},
-    "embedding.tokentype_embeddings.weight": {"bert.embeddings.token_type_embeddings.weight": WHOLE},
-    "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
-    "output_layer.bias": {"cls.predictions.bias": WHOLE},
-}
-_LAYER = "bert.encoder.layer.{layer}."
+from bigtrain.convert.mapping import KEY, QUERY, VALUE, WHOLE, WeightMap
 
 
-def _both(kind: str) -> dict[str, dict[str, Cut]]:
-    """What is there as `weight` and as `bias`."""
-    attention = _LAYER + "attention.self."
+def body(prefix: str) -> WeightMap:
+    """All below the heads, and the pooler; `prefix` is how the names begin."""
+    layer = prefix + "encoder.layer.{layer}."
+    embeddings = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "tokentype"}
+    modules = {
+        "embedding.layer_norm": "embeddings.LayerNorm",
+        "encoder.layers.self_attention.linear_proj": "encoder.layer.{layer}.attention.output.dense",
+        "encoder.layers.self_attn_bda.norm": "encoder.layer.{layer}.attention.output.LayerNorm",
+        "encoder.layers.mlp.linear_fc1": "encoder.layer.{layer}.intermediate.dense",
+        "encoder.layers.mlp.linear_fc2": "encoder.layer.{layer}.output.dense",
+        "encoder.layers.mlp_bda.norm": "encoder.layer.{layer}.output.LayerNorm",
+        "pooler.dense": "pooler.dense",
+    }
     parts = {"query": QUERY, "key": KEY, "value": VALUE}
     return {
-        f"embedding.layer_norm.{kind}": {f"bert.embeddings.LayerNorm.{kind}": WHOLE},
-        f"encoder.layers.self_attention.linear_qkv.{kind}": {
-            f"{attention}{part}.{kind}": cut for part, cut in parts.items()
+        **{
+            f"embedding.{ours}_embeddings.weight": {f"{prefix}embeddings.{theirs}.weight": WHOLE}
+            for theirs, ours in embeddings.items()
         },
-        f"encoder.layers.self_attention.linear_proj.{kind}": {_LAYER + f"attention.output.dense.{kind}": WHOLE},
-        f"encoder.layers.self_attn_bda.norm.{kind}": {_LAYER + f"attention.output.LayerNorm.{kind}": WHOLE},
-        f"encoder.layers.mlp.linear_fc1.{kind}": {_LAYER + f"intermediate.dense.{kind}": WHOLE},
-        f"encoder.layers.mlp.linear_fc2.{kind}": {_LAYER + f"output.dense.{kind}": WHOLE},
-        f"encoder.layers.mlp_bda.norm.{kind}": {_LAYER + f"output.LayerNorm.{kind}": WHOLE},
-        f"lm_head.dense.{kind}": {f"cls.predictions.transform.dense.{kind}": WHOLE},
-        f"lm_head.layer_norm.{kind}": {f"cls.predictions.transform.LayerNorm.{kind}": WHOLE},
-        f"pooler.dense.{kind}": {f"bert.pooler.dense.{kind}": WHOLE},
-        f"binary_head.{kind}": {f"cls.seq_relationship.{kind}": WHOLE},
+        **both({ours: prefix + theirs for ours, theirs in modules.items()}),
+        **{
+            f"encoder.layers.self_attention.linear_qkv.{kind}": {
+                f"{layer}attention.self.{part}.{kind}": cut for part, cut in parts.items()
+            }
+            for kind in ("weight", "bias")
+        },
     }
+
+
+def both(modules: dict[str, str]) -> WeightMap:
+    """The weight and the bias of modules."""
+    return {
+        f"{ours}.{kind}": {f"{theirs}.{kind}": WHOLE} for ours, theirs in modules.items() for kind in ("weight", "bias")
+    }
+
+
+SHAPE = {
+    "architecture": "bert",
+    "position_embedding": "learned",
+    "normalization": "layernorm",
+    "gated_mlp": False,
+    "linear_bias": True,
+    "tie_word_embeddings": True,
+}
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "hidden_act": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""As the first BERTs, which came from TensorFlow, are still published."""
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
@@ -43,41 +75,34 @@ def _write(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    pooled = config.get("architectures") in (["BertForPreTraining"], ["BertModel"])
-    return {"add_pooling_layer": True} if pooled else {}
+    return {"add_pooling_layer": config.get("architectures") == ["BertForPreTraining"]}
 
 
 BERT = Family(
     name="BERT",
     model_type="bert",
     architecture="BertForMaskedLM",
-    weights=_BODY | _both("weight") | _both("bias"),
-    shape={
-        "architecture": "bert",
-        "position_embedding": "learned",
-        "normalization": "layernorm",
-        "gated_mlp": False,
-        "linear_bias": True,
-        "tie_word_embeddings": True,
+    weights={
+        **body("bert."),
+        **both(
+            {
+                "lm_head.dense": "cls.predictions.transform.dense",
+                "lm_head.layer_norm": "cls.predictions.transform.LayerNorm",
+                "binary_head": "cls.seq_relationship",
+            }
+        ),
+        "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
+        "output_layer.bias": {"cls.predictions.bias": WHOLE},
     },
-    keys={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "num_hidden_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
-        "max_position_embeddings": "max_position_embeddings",
-        "type_vocab_size": "type_vocab_size",
-        "hidden_act": "hidden_act",
-        "norm_eps": "layer_norm_eps",
-        "initializer_range": "initializer_range",
-        "hidden_dropout": "hidden_dropout_prob",
-        "attention_dropout": "attention_probs_dropout_prob",
-    },
+    shape=SHAPE,
+    keys=KEYS,
     prefix="bert.",
-    head="cls.",
+    heads=("cls.predictions.", "cls.seq_relationship."),
+    pooler="bert.pooler.dense.weight",
     write=_write,
     read=_read,
     ignored=frozenset({"classifier_dropout"}),
-    buffers=(r"bert\.embeddings\.position_ids", r"cls\.predictions\.decoder\.bias"),  # the latter is another's name
+    buffers=(r"bert\.embeddings\.position_ids",),
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    endings=ENDINGS,
 )
