@@ -8,20 +8,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
-from bigtrain.checkpoint.find import find_checkpoint
+from bigtrain.checkpoint.find import find_best
 from bigtrain.config import ModelConfig
+from bigtrain.config.tasks import FinetuneConfig
 from bigtrain.convert.adapter import write_adapter
+from bigtrain.convert.classes import task_keys, weights_with_head
+from bigtrain.convert.export import model_shapes
 from bigtrain.convert.families import family_of
+from bigtrain.convert.family import Family
 from bigtrain.convert.mapping import Piece, WeightMap, module_rows, pieces_of
 from bigtrain.convert.output import written_aside
-from bigtrain.convert.source import model_config
+from bigtrain.convert.source import model_config, run_folder, task_of
 from bigtrain.convert.weights import Weights
 from bigtrain.errors import ConversionError
+from bigtrain.models.heads import HEAD, POOLER
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
-TASK_TYPES = {"gpt": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
-"""`peft`'s words for what a model of an architecture does."""
+TASK_TYPES = {
+    "gpt": "CAUSAL_LM",
+    "t5": "SEQ_2_SEQ_LM",
+    "classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "tagging": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+}
+"""`peft`'s words for what a model does: by its task's head, or else by its architecture."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,11 @@ class Adapters:
 
 
 def convert_to_adapter(checkpoint: Path, output: Path, *, family: str | None = None) -> Adapters:
-    """Write the adapters of a run alone, as `peft` saves them.
+    """Write the adapters of a run alone, with its task's head if it has one, as `peft` saves them.
 
     Args:
-        checkpoint: A run's folder (its newest complete checkpoint), its `checkpoints`, or one step's folder or URL.
+        checkpoint: A run's folder (its newest complete checkpoint, or of a fine-tuned run the best), its `checkpoints`,
+            or one step's folder or URL. With a task's head it must lie in its run's folder, which names the labels.
         output: The folder to make; new or empty.
         family: The `model_type` of the model that they are for; default: the one that the weights came from, or else
             the first that the model fits.
@@ -56,24 +70,39 @@ def convert_to_adapter(checkpoint: Path, output: Path, *, family: str | None = N
         CheckpointError: There is no such checkpoint, or it is incomplete or damaged.
         ConversionError: It has no adapters, or is of no family.
     """
-    source = find_checkpoint(checkpoint)
+    source = find_best(checkpoint)
     if "lora" not in source.trained:
         raise ConversionError(f"{source.path} has no adapters: finetune.lora was not set when it was trained")
+    task = task_of(run_folder(source, checkpoint))
     model = model_config(source)
+    if task is not None:
+        model = model.model_copy(update={"add_pooling_layer": False})
     chosen = family_of(model, family, source.origin.get("family"))
-    pairs = adapter_pairs(Weights(source), model, chosen.weights)
+    names, weights = _names(chosen, model, task), Weights(source)
+    pairs = adapter_pairs(weights, model, names)
+    heads = [ours for ours in weights.shapes if task is not None and ours.startswith((HEAD, POOLER))]
+    whole = {theirs: weights.read(ours) for ours in heads for theirs in names[ours]}
     with written_aside(output) as folder:
         write_adapter(
             folder,
             pairs,
             alpha=source.trained["lora"]["lora_alpha"],
             base_model=source.origin.get("folder", ""),
-            target_modules=_short_names(pairs, chosen.weights),
-            task_type=TASK_TYPES.get(model.architecture),
-            turned=any(cut.transposed for row in chosen.weights.values() for cut in row.values()),
+            target_modules=_short_names(pairs, names),
+            task_type=TASK_TYPES.get(model.architecture if task is None or task.task is None else task.task),
+            turned=any(cut.transposed for row in names.values() for cut in row.values()),
+            whole=whole,
         )
-    parameters = sum(tensor.numel() for pair in pairs.values() for tensor in pair)
+    parameters = sum(tensor.numel() for tensors in (*pairs.values(), whole.values()) for tensor in tensors)
     return Adapters(output, source.path, source.state.step, len(pairs), parameters)
+
+
+def _names(family: Family, model: ModelConfig, task: FinetuneConfig | None) -> WeightMap:
+    """What the family calls our weights, a task's head among them."""
+    if task is None:
+        return family.weights
+    config = AutoConfig.for_model(**family.config(model) | task_keys(family, task))
+    return weights_with_head(family, config, model_shapes(config))
 
 
 def adapter_pairs(weights: Weights, model: ModelConfig, names: WeightMap) -> Pairs:

@@ -230,9 +230,8 @@ def module_rows(matrix: str, module: str, model: ModelConfig) -> np.ndarray | No
     adapter, in the module's order; None: all."""
     if matrix == "linear_qkv":
         return {"q_proj": query_rows, "k_proj": key_rows, "v_proj": value_rows}[module](model)
-    if matrix == "linear_kv":  # across, in T5's decoder: of each head its key, its value
-        size = model.num_attention_heads * model.head_size
-        return np.arange(2 * size).reshape(-1, 2, model.head_size)[:, int(module == "v_proj")].ravel()
+    if matrix == "linear_kv":
+        return (cross_key_rows if module == "k_proj" else cross_value_rows)(model)
     if matrix == "linear_fc1" and model.gated_mlp:
         return (gate_rows if module == "gate_proj" else up_rows)(model)
     return None

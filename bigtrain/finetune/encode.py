@@ -183,7 +183,7 @@ class Encoder:
         except ValueError as error:
             raise DataError(f"{example.where}: the tokenizer's chat template cannot spell it: {error}") from None
         if example.pair is None:
-            ids, said = [*question, *self.framing.end], np.zeros(len(question) + len(self.framing.end), dtype=bool)
+            ids, said = [*question, self.tokenizer.eos_id], np.zeros(len(question) + 1, dtype=bool)
         if len(ids) - 1 > self.length:
             self._cut += 1
             return

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from chats import MARKED, PLAIN, TALK, chat_tokenizer
+from transformers import AutoTokenizer
 
 from bigtrain.config import Config, parse_config, validate
 from bigtrain.config.tasks import ColumnsConfig
@@ -17,45 +17,15 @@ from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.finetune.encode import Encoded, Encoder
 
-TURN = "<|im_start|>{{ m['role'] + '\n' }}{{ m['content'] }}<|im_end|>{{ '\n' }}"
-PLAIN = (
-    "{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKED = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    + TURN.replace("{{ m['content'] }}<|im_end|>", "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}")
-    + "{% else %}"
-    + TURN
-    + "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 FORGETFUL = PLAIN.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else 'gone' }}")
-TALK = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "4"},
-    {"role": "user", "content": "And <|im_end|> is?"},
-    {"role": "assistant", "content": "The end of a turn."},
-]
-
 Made = Callable[..., Path]
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
     def make(template: str | None) -> Path:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-            decoders.ByteLevel(),
-        )
-        special = ["<|im_start|>", "<|im_end|>"]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        texts = [message["content"] for message in TALK]
-        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-        fast.chat_template = template
         shutil.rmtree(tmp_path / "tokenizer", ignore_errors=True)
-        fast.save_pretrained(tmp_path / "tokenizer")
+        chat_tokenizer(template).save_pretrained(tmp_path / "tokenizer")
         return tmp_path / "tokenizer"
 
     return make
