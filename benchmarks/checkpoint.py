@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,12 @@ def race(engine: Engine, folder: Path, rounds: int) -> tuple[Seconds, dict[str, 
     ):
         for number in range(1, rounds + 1):
             state = TrainingState(number, 0, 0)
-            take("stall", lambda state=state: saver.save(state))
+            take("stall", partial(saver.save, state))
             take("write_beside", saver.finish)
-            take("save", lambda state=state: synchronous_saver.save(state))
-            take("plain_save", lambda number=number: plain_save(plain, folder / "plain" / f"step-{number}"))
+            take("save", partial(synchronous_saver.save, state))
+            take("plain_save", partial(plain_save, plain, folder / "plain" / f"step-{number}"))
             take("load", lambda: store.load(newest(ours), engine))
-            take("plain_load", lambda number=number: plain_load(plain, folder / "plain" / f"step-{number}"))
+            take("plain_load", partial(plain_load, plain, folder / "plain" / f"step-{number}"))
     return seconds, memory
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -222,4 +221,4 @@ def parse_options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    sys.exit(main())
+    main()

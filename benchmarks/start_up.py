@@ -129,7 +129,7 @@ def real_run(folder: Path, nproc: int, steps: int) -> dict[str, dict[str, int]]:
 
 def acted_run(folder: Path) -> dict[str, dict[str, int]]:
     """The same of some ranks of many, which go on from the checkpoint that lies there."""
-    found = {}
+    found: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as local:
         given = load_config(folder / "config/run.yaml", ["training.steps=9", *ACTED_LAYOUT])
         Path(local, "input").write_text(to_yaml(given))
@@ -204,6 +204,7 @@ def act(local: Path) -> None:
 
     from bigtrain.parallel import compat, topology
     from bigtrain.training import loop, pretrain
+    from bigtrain.training.batches import BatchReader
     from bigtrain.training.signals import StopRequest
     from bigtrain.training.watchdog import Watchdog
 
@@ -216,7 +217,7 @@ def act(local: Path) -> None:
         else:
             held[:] = pickle.loads(next(sent).read_bytes())
 
-    dist.broadcast_object_list = pass_on
+    dist.broadcast_object_list = pass_on  # type: ignore[assignment]
     compat.install()
     dist.init_process_group("fake", rank=rank, world_size=ACTED_WORLD, store=fake_pg.FakeStore())
     topology._control_group = dist.new_group(backend="fake")
@@ -225,11 +226,11 @@ def act(local: Path) -> None:
     validate(config, ACTED_WORLD)
     with StopRequest() as stop:
         layout = topology.start_processes(config)
-        inputs = pretrain._inputs(config, layout)
+        inputs = pretrain._inputs(config, layout, pretrain.PRETRAINING)
         with Watchdog(60, Path(config.training.output_dir), rank, ACTED_WORLD) as watchdog:
-            run = pretrain._start(config, layout, inputs, stop, watchdog)
+            run = pretrain._start(config, layout, inputs, pretrain.PRETRAINING, stop, watchdog)
             assert run.state.step > 0
-            assert len(next(loop._batches(run))) == 1
+            assert len(next(loop._batches(run, BatchReader(config, layout, run.samples)))) == 1
             os._exit(0)
 
 

@@ -89,7 +89,8 @@ def main() -> None:
         client.mkdir("benchmark")
         client.put(str(folder), URL, recursive=True)
         cold, expected = read(open_dataset(URL, cache), length, batch)
-        disk, warm = [], []
+        disk: list[float] = []
+        warm: list[float] = []
         for _ in range(options.rounds):
             for path, figures in ((folder, disk), (URL, warm)):
                 with closing(open_dataset(path, cache)) as dataset:

@@ -5,11 +5,8 @@
 #   sbatch [sbatch's options] slurm/evaluate.sh RUN EXAMPLES [key=value ...] [--options]   as a Slurm job
 #   bash slurm/evaluate.sh RUN EXAMPLES [key=value ...] [--options]                        on this machine
 #
-# Options are those of `bigtrain evaluate`.
-#
-# Environment:
-#   BIGTRAIN_NPROC    processes; default: 1
-#   BIGTRAIN_PYTHON   the Python to use; default: .venv/bin/python beside this folder, else python3
+# Options are those of `bigtrain evaluate`. Environment: as in slurm/pretrain.sh, which does the work; but
+# BIGTRAIN_NPROC, the processes, is 1 if not given.
 #
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
@@ -23,19 +20,13 @@
 set -euo pipefail
 
 if [ $# -eq 0 ]; then
-  sed -n '3,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 
-# The project's folder. sbatch runs a copy of this script from a spool folder, but Slurm knows whence it came.
-if [ -z "${BIGTRAIN_PYTHON:-}" ]; then
-  script=${BASH_SOURCE[0]}
-  if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -e "$(dirname "$script")/../pyproject.toml" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*/slurm/evaluate\.sh\).*|\1|p')
-  fi
-  BIGTRAIN_PYTHON=$(dirname "$(dirname "$(readlink -f "${script:-/none/none}")")")/.venv/bin/python
-  [ -x "$BIGTRAIN_PYTHON" ] || BIGTRAIN_PYTHON=python3
+# sbatch runs a copy of this script from a spool folder, but Slurm knows whence it came.
+script=${BASH_SOURCE[0]}
+if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -e "$(dirname "$script")/../pyproject.toml" ]; then
+  script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*/slurm/evaluate\.sh\).*|\1|p')
 fi
-command=("$BIGTRAIN_PYTHON" -m bigtrain evaluate "$@")
-if [ -n "${BIGTRAIN_NPROC:-}" ]; then command+=(--nproc "$BIGTRAIN_NPROC"); fi
-exec "${command[@]}"
+BIGTRAIN_COMMAND=evaluate exec bash "$(dirname "$(readlink -f "${script:-/none/none}")")/pretrain.sh" "$@"

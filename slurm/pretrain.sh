@@ -53,7 +53,7 @@ if [ -z "${BIGTRAIN_PYTHON:-}" ]; then
   BIGTRAIN_PYTHON=$(project_folder)/.venv/bin/python
   [ -x "$BIGTRAIN_PYTHON" ] || BIGTRAIN_PYTHON=python3
 fi
-command=("$BIGTRAIN_PYTHON" -m bigtrain "${BIGTRAIN_COMMAND:-pretrain}" "$@") # finetune.sh sets another
+command=("$BIGTRAIN_PYTHON" -m bigtrain "${BIGTRAIN_COMMAND:-pretrain}" "$@") # finetune.sh and evaluate.sh say others
 if [ -n "${BIGTRAIN_NPROC:-}" ]; then command+=(--nproc "$BIGTRAIN_NPROC"); fi
 
 interactive=4294967290 # the step of a shell that salloc opens on the first node

@@ -22,6 +22,11 @@ _OF_FOLDER = "config.json"
 """A run has a `config.yaml`."""
 TaskName = StrEnum("TaskName", {name: name for name in get_args(Task)})  # type: ignore[misc]
 
+_Processes = Annotated[
+    int | None,
+    typer.Option(help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1),
+]
+
 
 def evaluate(
     source: Annotated[
@@ -53,7 +58,7 @@ def evaluate(
         typer.Option(help="Of a folder: tokens of a sample; default: what the model takes, 2048 at most.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    nproc: Annotated[int, typer.Option(help="Of a run: processes on this machine.", min=1)] = 1,
+    nproc: _Processes = None,
     num_beams: NumBeams = 1,
     length_penalty: LengthPenalty = 1.0,
     early_stopping: Stopping = EarlyStopping.false,
@@ -107,7 +112,7 @@ def _score_text(model: Path, data: Path | None, sequence_length: int | None, fol
 
 
 def _predict(
-    run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int, how: "Beams"
+    run: Path, data: Path | None, overrides: list[str], folder: Path, nproc: int | None, how: "Beams"
 ) -> tuple[Path, Any, bool, dict[str, Any]]:
     """Write a run's predictions; gives the file, the task, whether the examples say what is right, and how texts were
     made.
@@ -125,7 +130,8 @@ def _predict(
         )
     config = load_run(run, overrides)
     predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
-    world = world_from_environment(nproc, os.environ)
+    is_worker = "RANK" in os.environ
+    world = world_from_environment(nproc or (None if is_worker else config.parallel.model_parallel_size), os.environ)
     validate(config, world.world_size)
     writes = config.finetune.task == "sequence_to_sequence"
     if how.num_beams > 1 and not writes:

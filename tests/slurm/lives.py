@@ -5,6 +5,7 @@ gone, or to start a job again. So lives go on at once, beside the tests, on node
 by one thing after the other.
 """
 
+import json
 import os
 import random
 import shlex
@@ -18,12 +19,19 @@ from pathlib import Path
 import pytest
 import strikes
 from slurm_cluster import wait_for
-from strikes import PATIENCE, SCRIPTS, Job, Recovery, Runs, curve, strike
+from strikes import PATIENCE, SCRIPTS, Job, Recovery, Runs, curve, rows, strike
 
 import bigtrain
 
 SEED = int(os.environ.get("BIGTRAIN_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 """Decides at which steps runs are struck, and on which node. A life that fails tells it; set, it is the same again."""
+_TUNING = """
+extends: run.yaml
+data: {{train: null}}
+tokenizer: {{path: {folder}/tokenizer.model}}
+finetune: {{task: classification, train: {folder}/examples.jsonl, validation: {folder}/examples.jsonl}}
+training: {{validation_interval: 100}}
+"""
 
 
 def nodes_killed_at_random_steps(runs: Runs) -> list[Recovery]:
@@ -159,6 +167,32 @@ def two_nodes_of_two_ranks_on_data_prepared_on_three(runs: Runs) -> list[Recover
     return []
 
 
+def fine_tuned_and_then_judged(runs: Runs) -> list[Recovery]:
+    """Warned on its way. The job that waits for it judges on two processes what one would say here."""
+    tuning = Runs(runs.cluster, runs.folder / "tuning", runs.folder / "tuning.yaml", sys.executable, "finetune.sh")
+    tuning.folder.mkdir()
+    examples = runs.folder / "examples.jsonl"
+    texts = [("class" if i % 2 else "import", f"self value {i} return name") for i in range(48)]
+    examples.write_text("".join(json.dumps({"text": f"{word} {text}", "label": word}) + "\n" for word, text in texts))
+    tuning.config.write_text(_TUNING.format(folder=runs.folder))
+    job = tuning.submit("tuned")
+    judging = tuning.judge(job, examples, words=["parallel.tensor=2"], nproc=2)
+    cost = _struck_at_random(job, strikes.warning, random.Random(f"tuning {SEED}"))
+    _ended_undisturbed(job, tuning)
+    assert judging.end() == "COMPLETED", judging.told
+    here = runs.folder / "judged-here"
+    command = ["bash", str(SCRIPTS / "evaluate.sh"), str(tuning.folder / "undisturbed-0"), str(examples)]
+    env = {**os.environ, "BIGTRAIN_PYTHON": sys.executable}
+    subprocess.run([*command, "--output", str(here)], env=env, check=True, stdout=subprocess.DEVNULL)
+    there, expected = (rows(folder / "examples.predictions.jsonl") for folder in (job.run / "evaluation", here))
+    assert len(there) == len(texts)
+    for row, other in zip(there, expected, strict=True):
+        near = pytest.approx(other.pop("scores"), abs=1e-4)
+        assert row.pop("scores") == near
+        assert row == other
+    return [cost]
+
+
 def an_unfit_node_is_left_out(runs: Runs) -> list[Recovery]:
     """The checkup before the first step finds one with another BigTrain, and another takes its place.
 
@@ -229,6 +263,7 @@ LIVES: dict[str, Callable[[Runs], list[Recovery]]] = {
         at_its_time_limit,
         two_nodes_of_two_ranks_on_data_prepared_on_three,
         a_node_cut_off,
+        fine_tuned_and_then_judged,
         cancelled_and_submitted_again,
         an_unfit_node_is_left_out,
         mistakes_that_only_the_nodes_can_tell,

@@ -101,8 +101,9 @@ class Job:
 class Runs:
     """Runs of one configuration on one cluster, in its partition `low`. May be used from several threads."""
 
-    def __init__(self, cluster: Cluster, folder: Path, config: Path, python: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, config: Path, python: str, script: str = "pretrain.sh") -> None:
         self.cluster, self.folder, self.config, self._python = cluster, folder, config, python
+        self._script = script
         self._undisturbed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self._one_at_a_time = Lock()
 
@@ -117,12 +118,18 @@ class Runs:
         """Submit the script as a user does, on two nodes unless `options` say otherwise."""
         words = [str(self.config), f"training.output_dir={self.folder / name}", *overrides]
         variables = {**(variables or {}), "BIGTRAIN_NPROC": str(nproc)}
-        return self._sbatch(name, ["--nodes=2", *options], "pretrain.sh", words, variables)
+        return self._sbatch(name, ["--nodes=2", *options], self._script, words, variables)
 
     def prepare(self, name: str, *options: str, words: Sequence[str], python: Path) -> Job:
         """Submit data preparation."""
         words = [*words, "--output", str(self.folder / name)]
         return self._sbatch(name, options, "prepare.sh", words, {"BIGTRAIN_PYTHON": str(python)})
+
+    def judge(self, job: Job, examples: Path, *options: str, words: Sequence[str], nproc: int) -> Job:
+        """Submit the evaluation of what a job is fine-tuning, for when it is done."""
+        options = (f"--dependency=afterok:{job.id}", *options)
+        words = [str(job.run), str(examples), *words]
+        return self._sbatch(f"{job.run.name}-judged", options, "evaluate.sh", words, {"BIGTRAIN_NPROC": str(nproc)})
 
     def undisturbed(self, *overrides: str, nproc: int = 2) -> list[dict[str, Any]]:
         """The curve of the same run on this machine alone, left in peace."""
@@ -132,7 +139,7 @@ class Runs:
                 run = self.folder / f"undisturbed-{len(self._undisturbed)}"
                 env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
                 env |= {"BIGTRAIN_PYTHON": self._python, "BIGTRAIN_NPROC": str(nproc)}
-                command = ["bash", str(SCRIPTS / "pretrain.sh"), str(self.config), f"training.output_dir={run}"]
+                command = ["bash", str(SCRIPTS / self._script), str(self.config), f"training.output_dir={run}"]
                 subprocess.run([*command, *overrides], env=env, check=True, stdout=subprocess.DEVNULL)
                 self._undisturbed[key] = curve(run)
         return self._undisturbed[key]
