@@ -135,8 +135,8 @@ def test_equals_captum_and_scikit_learn_on_transformers(architecture: str, runs:
         words = [place for place, i in enumerate(row["input_ids"][0].tolist()) if i not in special]
         assert (one.predicted, one.explained) == ("abc"[best], "abc"[best])
         assert one.scores["abc"[best]] == pytest.approx(share, rel=1e-5)
-        torch.testing.assert_close(values.float(), added[words], rtol=1e-4, atol=1e-5)
-        assert float(added.abs().max()) > 0.02
+        torch.testing.assert_close(values.float(), added[words], rtol=1e-3, atol=1e-6)
+        assert float(added.abs().max()) > 0.01
         assert one.output - one.baseline == pytest.approx(difference, rel=1e-4, abs=1e-5)
         assert float(values.sum()) == pytest.approx(difference + one.gap, abs=1e-5)
         assert abs(one.gap) < 0.02 * abs(difference) + 1e-3
