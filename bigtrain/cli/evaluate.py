@@ -22,6 +22,11 @@ _OF_FOLDER = "config.json"
 """A run has a `config.yaml`."""
 TaskName = StrEnum("TaskName", {name: name for name in get_args(Task)})  # type: ignore[misc]
 
+_Processes = Annotated[
+    int | None,
+    typer.Option(help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1),
+]
+
 
 def evaluate(
     source: Annotated[
@@ -53,12 +58,7 @@ def evaluate(
         typer.Option(help="Of a folder: tokens of a sample; default: what the model takes, 2048 at most.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    nproc: Annotated[
-        int | None,
-        typer.Option(
-            help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1
-        ),
-    ] = None,
+    nproc: _Processes = None,
     num_beams: NumBeams = 1,
     length_penalty: LengthPenalty = 1.0,
     early_stopping: Stopping = EarlyStopping.false,

@@ -102,7 +102,6 @@ def _show(explanation: Mapping[str, Any]) -> None:
         excerpt,
         largest,
         parts,
-        shade,
         strongest_words,
         word_list,
     )
@@ -112,10 +111,7 @@ def _show(explanation: Mapping[str, Any]) -> None:
     for text in explanation["texts"]:
         shown = Text()
         for part, strength in parts(text, most):
-            style = "dim" if strength is None else ""
-            if strength:
-                style = f"black on rgb({','.join(map(str, shade(strength)))})"
-            shown.append(part, style)
+            shown.append(part, _style(strength))
         out.print(shown)
     speak_for, against = strongest_words(explanation)
     out.print(f"for it: {word_list(speak_for)}\nagainst it: {word_list(against)}", markup=False)
@@ -123,3 +119,15 @@ def _show(explanation: Mapping[str, Any]) -> None:
     for one in explanation["nearest"]:
         line = f"{one['similarity']:.3f}  {one['label']}  {one['id']}  "
         out.print(f"{line}{excerpt(one, max(20, out.width - len(line)))}", markup=False)
+
+
+def _style(strength: float | None) -> str:
+    """How a piece is shown on a terminal of these colours."""
+    from bigtrain.report.explanation import shade
+
+    if strength is None:
+        return "dim"
+    if out.color_system in ("truecolor", "256"):
+        return f"black on rgb({','.join(map(str, shade(strength)))})" if strength else ""
+    color = "blue" if strength > 0 else "red"
+    return "" if abs(strength) < 0.1 else color if abs(strength) < 0.5 else f"bold {color}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from bigtrain.checkpoint.catalog import MARKER
 from bigtrain.config import Config
+from bigtrain.errors import DataError
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.inputs import find_best, fingerprint, read_both
@@ -41,7 +42,10 @@ class Neighbours:
         Raises:
             DataError: They are not where the configuration says, or cannot be read.
         """
-        train, _ = read_both(config)
+        try:
+            train, _ = read_both(config)
+        except DataError as error:
+            raise DataError(f"{error}; with --nearest 0 no training examples are looked for") from None
         self._encoded = encoder_of(config, run).encode(train)
         path = run / _FOLDER / f"representations-{_digest(config, run)}.npy"
         if path.is_file():
