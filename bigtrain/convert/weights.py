@@ -44,7 +44,8 @@ class Weights:
         """Name and global shape of every weight; the layers' weights are stacked along the first axis, those of
         experts along the second."""
         self.dtypes: dict[str, torch.dtype] = {
-            name: self._metadata.state_dict_metadata[prefix + name].properties.dtype for name in self.shapes
+            name: cast(TensorStorageMetadata, self._metadata.state_dict_metadata[prefix + name]).properties.dtype
+            for name in self.shapes
         }
         """The types that they are stored in."""
 
