@@ -13,6 +13,7 @@ that equal examples lie on one side.
                        train.json and test.json, SQuAD's form
     dialogue           English conversations, as messages: train.jsonl and test.jsonl
     minilm             weights of a small BERT, all-MiniLM-L6-v2: a Hugging Face folder
+    smollm2            weights of a small Llama, SmolLM2-135M-Instruct: a Hugging Face folder
 """
 
 import os
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from assets import descriptions, examples, questions
+from assets import descriptions, examples, questions, smollm2
 
 ASSETS: dict[str, Callable[[Path], None]] = {
     "imdb": examples.imdb,
@@ -33,6 +34,7 @@ ASSETS: dict[str, Callable[[Path], None]] = {
     "qa": questions.qa,
     "dialogue": examples.dialogue,
     "minilm": examples.minilm,
+    "smollm2": smollm2.smollm2,
 }
 
 

@@ -97,7 +97,7 @@ def write_boxes(
         Abandoned: `abandoned` was set meanwhile.
     """
     rows = np.zeros((len(plan.items), 3), np.int64)
-    ours = serialization.patch("save.compute_crc32", False)  # torch's covers no more, and is slower
+    ours = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]  # torch's covers no more
     with (folder / file_name(rank)).open("wb") as raw, ours:
         stream = _Checked(raw, abandoned)
         for row, item in zip(rows, plan.items, strict=True):

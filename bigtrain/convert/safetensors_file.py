@@ -65,7 +65,7 @@ class TensorFile:
             values = fresh(values.shape, values.dtype).copy_(values)
         offset = self._begin + self._offsets[name]
         for piece in values.reshape(-1).split(_PIECE):
-            content = memoryview(piece.to(self._dtype).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            content = memoryview(piece.to(self._dtype).view(torch.uint8).numpy())
             while content:
                 count = os.pwrite(self._file, content, offset)
                 content, offset = content[count:], offset + count

@@ -16,8 +16,8 @@ THREADS = min(4, os.cpu_count() or 1)
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor. It is numpy's, which asks the kernel for large pages, where torch does not: to be given small
-    ones takes longer than to copy what they are for."""
+    """Memory for a tensor. It is numpy's, which asks the kernel for large pages, where torch does not: to be given
+    small ones takes longer than to copy what they are for."""
     count = torch.Size(shape).numel()
     return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype).view(*shape)
 

@@ -63,7 +63,8 @@ class Weights:
         self._all = shapes
         self._model = model_config(checkpoint) if self.lora else None
         self.dtypes: dict[str, torch.dtype] = {
-            name: self._metadata.state_dict_metadata[prefix + name].properties.dtype for name in self.shapes
+            name: cast(TensorStorageMetadata, self._metadata.state_dict_metadata[prefix + name]).properties.dtype
+            for name in self.shapes
         }
         """The types that they are stored in."""
 

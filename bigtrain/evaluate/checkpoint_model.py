@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from bigtrain.checkpoint.find import find_checkpoint
 from bigtrain.config import ParallelConfig
@@ -42,12 +43,20 @@ class CheckpointModel:
         self._tokenizer = find_tokenizer(run_folder(self._checkpoint, path), tokenizer, model)
         self._rows = min(self._checkpoint.origin.get("vocab_size", self._tokenizer.vocab_size), model.vocab_size)
         self._unspoken = set(self._tokenizer.special_tokens.values())
+        self._from_elsewhere = None
+        if "family" in self._checkpoint.origin and (self._tokenizer.path.parent / "tokenizer_config.json").is_file():
+            self._from_elsewhere = AutoTokenizer.from_pretrained(self._tokenizer.path.parent, local_files_only=True)
         self.positions = model.max_position_embeddings
         self.ends = ends_beside(self._tokenizer.path.parent) | {self._tokenizer.eos_id}
 
     def encode(self, prompt: str) -> list[int]:
-        """As in training, where nothing but the end of another document stood before a text."""
-        return self._tokenizer.encode(prompt)
+        """As in training, where nothing but the end of another document stood before a text; a model from Hugging Face
+        knows texts as its tokenizer begins them there, some with a token that every text has."""
+        return (
+            self._tokenizer.encode(prompt)
+            if self._from_elsewhere is None
+            else self._from_elsewhere(prompt)["input_ids"]
+        )
 
     def encode_chat(self, prompt: str) -> list[int]:
         """By the chat template that came with the tokenizer."""

@@ -69,8 +69,8 @@ class Layer(TransformerLayer):
 
 
 class TurnedOnce(SelfAttention):
-    """Megatron-core's self-attention, which keeps keys in its cache as the rotary angles turn them. Its own keeps them as
-    they were, and turns the keys of all tokens so far again for each that is made."""
+    """Megatron-core's self-attention, which keeps keys in its cache as the rotary angles turn them. Its own keeps them
+    as they were, and turns the keys of all tokens so far again for each that is made."""
 
     def _adjust_key_value_for_inference(
         self,
