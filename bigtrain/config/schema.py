@@ -222,8 +222,8 @@ class CheckpointConfig(Section):
     """Continue from the newest complete checkpoint in `dir`, if there is one."""
     initialize_from: Text | None = None
     """What a run that continues none begins with: the weights of the newest checkpoint in this folder or URL (a model
-    that `bigtrain convert from-hf` made, another run's folder, or one step's), saved in any layout; the optimizer and
-    the data begin anew. Default: random weights."""
+    that `bigtrain convert from-hf` made, another run's folder, or one step's), saved in any layout, or of a Hugging
+    Face folder, whose shape is the model's; the optimizer and the data begin anew. Default: random weights."""
 
 
 class LoggingConfig(Section):

@@ -43,7 +43,7 @@ class LoraConfig(Section):
     with A [r, in] and B [out, r], and these alone are trained, beside the task's head. Names are those of `peft`."""
 
     r: PositiveInt = 8
-    """The rank."""
+    """The rank of B A."""
     lora_alpha: PositiveFloat = 8.0
     """What the adapters add is multiplied by `lora_alpha / r`."""
     lora_dropout: Probability = 0.0

@@ -258,8 +258,11 @@ def _conversations(path: Path, column: str, labelled: bool) -> Examples:
     for where, said in zip(table.places(), table.column(column), strict=True):
         if not isinstance(said, list) or not all(map(_is_message, said)):
             skipped.append((where, "whose messages are no list of role and content"))
-        elif not said or (labelled and said[-1]["role"] != ASSISTANT):
-            skipped.append((where, "that do not end with an answer"))
+            continue
+        while labelled and said and said[-1]["role"] != ASSISTANT:  # nothing is learned of it
+            said = said[:-1]
+        if not said:
+            skipped.append((where, "without an answer"))
         else:
             answered = said[-1]["role"] == ASSISTANT
             asked, answer = said[:-1] if answered else said, said[-1]["content"] if answered else None

@@ -14,7 +14,7 @@ from bigtrain.config import Config, ModelConfig, load_config
 from bigtrain.config.load import said
 from bigtrain.config.reading import STANDARD_INPUT, Layer
 from bigtrain.convert.source import find_tokenizer, model_config, run_folder
-from bigtrain.data.examples import Examples, check_labels, labels_of, read_examples
+from bigtrain.data.examples import Example, Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
 from bigtrain.errors import ConfigError, DataError, UserError
@@ -169,13 +169,19 @@ def read_both(config: Config) -> tuple[Examples, Examples | None]:
         return train, None
     sides: tuple[list[Any], list[Any]] = [], []
     for example in train.examples:
-        sides[is_held_out(example.text or " ".join(example.tokens), options.validation_fraction)].append(example)
+        sides[is_held_out(_said_first(example), options.validation_fraction)].append(example)
     if not all(sides):
         raise DataError(
             f"{train.path}: finetune.validation_fraction ({options.validation_fraction}) of its {len(train)} examples "
             "leaves one side without any"
         )
     return replace(train, examples=sides[0]), Examples(train.path, sides[1])
+
+
+def _said_first(example: Example) -> str:
+    """The text by which an example is held out; of a conversation the first question, which others may begin with."""
+    asked = [message["content"] for message in example.messages if message["role"] != "system"]
+    return asked[0] if asked else example.text or " ".join(example.tokens)
 
 
 def _check_classes(config: Config, train: Examples, labels: list[str]) -> None:

@@ -146,6 +146,14 @@ class Engine:
 
         return self._run(batches, forward_step)
 
+    def trained_parameters(self) -> int:
+        """How many numbers are trained, adapters and heads among them; all ranks call it, and get the same."""
+        trained = [sharded for sharded in self.parameters if sharded.parameter.requires_grad]
+        here = sum(box.numel for sharded in trained for box in sharded.boxes if box.is_first_copy)
+        total = torch.tensor(here, device=compat.device())
+        dist.all_reduce(total)
+        return int(total) // self.layout.replicas
+
     def close(self) -> None:
         """Give up DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
         self.zero.destroy()

@@ -215,8 +215,9 @@ def _announce(run: Run, resumed: catalog.Checkpoint | None, loaded_seconds: floa
         run.progress.say(note)
     begin = "starting" if run.inputs.initial is None else f"starting with the weights of {run.inputs.initial.path}"
     begin = f"resumed at step {run.state.step} from {resumed.path}" if resumed else begin
+    trained = f"{run.engine.trained_parameters():,} trained, " if run.config.finetune.trained else ""
     run.progress.say(
-        f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, "
+        f"{run.output_dir}: {begin}; {parameter_count(run.config.model):,} parameters, {trained}"
         f"{run.layout.world_size} process{'es' if run.layout.world_size > 1 else ''}"
         f"{f' ({axes}, ZeRO-{run.layout.zero_stage})' if axes else ''}"
     )

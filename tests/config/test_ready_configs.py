@@ -61,9 +61,10 @@ def test_test_models_split_every_way(name: str) -> None:
     validate(load_config(CONFIGS / "models" / f"{name}.yaml", words), 4)
 
 
-def test_the_run_of_fine_tuning() -> None:
-    """Its model comes from the checkpoint that it is given."""
+@pytest.mark.parametrize("path", sorted((CONFIGS / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_runs_of_fine_tuning(path: Path) -> None:
+    """Their model comes from the checkpoint that they are given."""
     shape = "model={vocab_size: 512, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
-    config = load_config(CONFIGS / "finetune" / "imdb.yaml", [shape])
+    config = load_config(path, [shape])
     for world_size in (1, 4):
         validate(config, world_size)

@@ -79,8 +79,9 @@ def test_what_is_to_be_answered(made: Made) -> None:
 
 
 def test_what_is_left_out_or_refused(made: Made, tmp_path: Path) -> None:
-    found = encoded(made(PLAIN), TALK, TALK[:-1], [], "talk", [{"role": "user"}])
-    assert "4 of 5 examples left out: 2 that do not end with an answer, 2 whose messages are no list" in found.notes[0]
+    found = encoded(made(PLAIN), TALK[:-1], TALK[:2], [], "talk", [{"role": "user"}])
+    assert [len(example.messages) for example in found.examples.examples] == [3]  # to the last answer
+    assert "4 of 5 examples left out: 2 without an answer, 2 whose messages are no list" in found.notes[0]
     with pytest.raises(
         DataError, match=r"line 1: the tokenizer's chat template cannot spell it: it spells a beginning"
     ):
