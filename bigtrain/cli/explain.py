@@ -60,7 +60,7 @@ def explain(
         _show(shown[-1])
     try:
         page.parent.mkdir(exist_ok=True)
-        page.write_text(explanation_page(f"Why {run.resolve().name} says so", shown, encoded.notes), encoding="utf-8")
+        page.write_text(explanation_page(f"{run.resolve().name}, explained", shown, encoded.notes), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
     out.print(str(page), markup=False)
