@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bigtrain.config import Config
     from bigtrain.data.examples import Examples
 
-_OVERRIDES = ("parallel.zero_stage=0", "parallel.expert=1", "training.precision=fp32")
+_OVERRIDES = ("parallel.zero_stage=0", "parallel.offload=none", "training.precision=fp32")
 _TASKS = ("classification", "regression")
 
 
