@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bigtrain.config import Config
     from bigtrain.data.examples import Examples
 
-_OVERRIDES = ("parallel.zero_stage=0", "parallel.expert=1", "training.precision=fp32")
+_OVERRIDES = ("parallel.zero_stage=0", "parallel.offload=none", "training.precision=fp32")
 _TASKS = ("classification", "regression")
 
 
@@ -60,7 +60,7 @@ def explain(
         _show(shown[-1])
     try:
         page.parent.mkdir(exist_ok=True)
-        page.write_text(explanation_page(f"Why {run.resolve().name} says so", shown, encoded.notes), encoding="utf-8")
+        page.write_text(explanation_page(f"{run.resolve().name}, explained", shown, encoded.notes), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
     out.print(str(page), markup=False)

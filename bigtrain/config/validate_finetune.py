@@ -88,6 +88,7 @@ def _held_out(config: Config) -> Iterator[str]:
         yield "finetune.validation and finetune.validation_fraction are both given; leave one of them out"
     needs = [f"finetune.patience ({options.patience})"] if options.patience else []
     needs += [f"finetune.metric={options.metric}"] if options.metric != "loss" else []
+    needs += [f"finetune.validation_texts ({options.validation_texts})"] if options.validation_texts else []
     if needs and not held_out:
         yield f"{needs[0]} needs held-out examples: give finetune.validation, or finetune.validation_fraction=0.1"
     if options.patience and not config.training.validation_interval:

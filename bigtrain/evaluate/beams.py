@@ -69,11 +69,35 @@ class Search:
     """The search for the likeliest text of each row of a batch; all processes that share the model go through it."""
 
     def __init__(
-        self, read: Reader, agree: Agree, first: Tensor, how: Beams, ends: Collection[int], limits: Sequence[int]
+        self,
+        read: Reader,
+        agree: Agree,
+        first: Tensor,
+        how: Beams,
+        ends: Collection[int],
+        limits: Sequence[int],
+        vocabulary: int,
     ) -> None:
-        """`first` [texts, n]: the columns to begin with; `limits`: the most tokens of each text."""
+        """
+        Args:
+            read: The rows.
+            agree: Called at each step.
+            first: [texts, n]: the columns to begin with.
+            how: What is looked for.
+            ends: Tokens that end a text.
+            limits: The most tokens of each text.
+            vocabulary: How many tokens the model can say.
+
+        Raises:
+            UserError: These are too few for so many beams; on every process.
+        """
         self._read, self._agree, self._ids, self._how = read, agree, first, how
         self._kept = max(2, 1 + len(ends)) * how.num_beams
+        if self._kept > vocabulary:
+            raise UserError(
+                f"num_beams is {how.num_beams}, which chooses among {self._kept} tokens, and the model has "
+                f"{vocabulary}; take fewer"
+            )
         self._texts = [_Text(how, ends, limit) for limit in limits]
         self._going = [*self._texts]
 
@@ -112,11 +136,6 @@ class Search:
             so_far = [score for text in self._going for score in text.scores]
             scores = scores.log_softmax(-1) + torch.tensor(so_far, device=logits.device)[:, None]
         scores = scores.reshape(len(self._going), -1)
-        if scores.shape[1] < self._kept:
-            raise UserError(
-                f"num_beams is {self._how.num_beams}, which chooses among {self._kept} tokens, and the model has "
-                f"{vocabulary}; take fewer"
-            )
         best, places = scores.topk(self._kept)
         return torch.stack([best.double(), places // vocabulary, places % vocabulary], dim=-1)
 

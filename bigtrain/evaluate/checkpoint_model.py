@@ -76,12 +76,12 @@ class CheckpointModel:
 
 class _Loaded:
     def __init__(self, model: GPT, rows: int) -> None:
-        self._model, self._rows = model, rows
+        self._model, self.vocabulary = model, rows
         self._last = dist.get_world_size() - 1  # one of the last stage: stages are the slowest axis of the ranks
 
     def start(self, padding: Tensor, length: int) -> Reader:
         """With Megatron-core's cache of keys and values, for `length` columns."""
-        return _Cached(self._model, self._rows, CausalRows(padding.to(compat.device()), length))
+        return _Cached(self._model, self.vocabulary, CausalRows(padding.to(compat.device()), length))
 
     def agree(self, said: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """What the last stage says, on every process."""

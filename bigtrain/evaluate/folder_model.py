@@ -80,6 +80,7 @@ def _as_set(ends: int | list[int] | None) -> frozenset[int]:
 class _Loaded:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
 
     def start(self, padding: Tensor, length: int) -> Reader:
         """With the cache that the model makes for itself; it grows as it needs."""

@@ -27,6 +27,9 @@ Told = Callable[[int, str], None]
 class LoadedModel(Protocol):
     """A model in memory."""
 
+    vocabulary: int
+    """How many tokens it can say."""
+
     def start(self, padding: "Tensor", length: int) -> "Reader":
         """Begin a batch of rows, each with so many columns of `padding` [rows] left of its beginning, and `length`
         columns altogether at most."""
@@ -252,7 +255,8 @@ def _continue(loaded: LoadedModel, rows: _Rows, how: "Sampling | Beams") -> None
     with torch.inference_mode():
         read = loaded.start(padding, longest + max(rows.limits) - 1)
         if not isinstance(how, Sampling):
-            search = Search(read, partial(loaded.agree, dtype=torch.float64), ids, how, rows.ends, rows.limits)
+            agree = partial(loaded.agree, dtype=torch.float64)
+            search = Search(read, agree, ids, how, rows.ends, rows.limits, loaded.vocabulary)
             while not search.done:
                 search.step()
             rows.take(search.found())

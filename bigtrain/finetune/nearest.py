@@ -9,7 +9,7 @@ import numpy as np
 
 from bigtrain.checkpoint.catalog import MARKER
 from bigtrain.config import Config
-from bigtrain.errors import DataError
+from bigtrain.errors import DataError, UserError
 from bigtrain.finetune.batches import TaskBatches
 from bigtrain.finetune.encode import Encoded
 from bigtrain.finetune.inputs import find_best, fingerprint, read_both
@@ -17,6 +17,7 @@ from bigtrain.finetune.saved import encoder_of
 from bigtrain.parallel.engine import Engine
 
 _FOLDER = "evaluation"
+_LEFT_OUT = "with --nearest 0 no training examples are looked for"
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,27 @@ class Neighbours:
 
         Raises:
             DataError: They are not where the configuration says, or cannot be read.
+            UserError: The run's folder cannot be written to.
         """
         try:
             train, _ = read_both(config)
         except DataError as error:
-            raise DataError(f"{error}; with --nearest 0 no training examples are looked for") from None
+            raise DataError(f"{error}; {_LEFT_OUT}") from None
         self._encoded = encoder_of(config, run).encode(train)
         path = run / _FOLDER / f"representations-{_digest(config, run)}.npy"
         if path.is_file():
             self._directions = np.load(path)
             return
         self._directions = of_items(engine, config, self._encoded)
-        path.parent.mkdir(exist_ok=True)
-        for outdated in path.parent.glob("representations-*.npy"):
-            outdated.unlink()
-        unfinished = path.with_suffix(".writing.npy")
-        np.save(unfinished, self._directions)
-        unfinished.rename(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            for outdated in path.parent.glob("representations-*.npy"):
+                outdated.unlink()
+            unfinished = path.with_suffix(".writing.npy")
+            np.save(unfinished, self._directions)
+            unfinished.rename(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; {_LEFT_OUT}") from None
 
     def of(self, direction: np.ndarray, count: int) -> list[Neighbour]:
         """Those nearest to a text of this `direction` [hidden_size], the nearest first."""

@@ -14,6 +14,7 @@ from bigtrain.checkpoint.find import find_best
 from bigtrain.config import Config
 from bigtrain.data.batch import micro_batches
 from bigtrain.data.tokenizer import load_tokenizer
+from bigtrain.errors import UserError
 from bigtrain.evaluate.beams import Beams
 from bigtrain.evaluate.predictions import write_predictions
 from bigtrain.finetune.batches import TaskBatches
@@ -100,9 +101,13 @@ def best_model(config: Config, run: Path) -> Iterator[Engine]:
         CheckpointError: The checkpoint is missing or damaged.
     """
     layout = topology.start_processes(config)
-    engine = Engine(config, layout, partial(build_for_task, labels=len(config.finetune.labels or ())))
-    store.load_weights(find_best(run), engine)
-    yield engine
+    try:
+        engine = Engine(config, layout, partial(build_for_task, labels=len(config.finetune.labels or ())))
+        store.load_weights(find_best(run), engine)
+        yield engine
+    except UserError:  # which every rank raises: nobody is waiting
+        topology.stop_processes()
+        raise
     topology.stop_processes()
 
 

@@ -76,7 +76,7 @@ def _written(engine: Engine, config: Config, items: Sequence[Item], pad: int, en
         limits = [max(1, min(limit, room - item.first)) for limit, item in zip(limits, items, strict=True)]
         first, padding = _prompts(items, pad)
         read = _Reader(engine, CausalRows(padding, first.shape[1] + max(limits) - 1))
-    search = Search(read, _agree, first.to(compat.device()), how, [end], limits)
+    search = Search(read, _agree, first.to(compat.device()), how, [end], limits, config.model.vocab_size)
     while topology.any_rank(not search.done):
         if search.done:
             read.again()

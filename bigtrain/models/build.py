@@ -8,6 +8,9 @@ the model's last:
 - `losses(batch)`: the loss of every target, float32, of the shape of `batch.loss_mask`;
 - `predictions(batch)`: what the model says, batch first: [b, ...].
 
+Where it continues text (gpt, t5) there is a third, `next_logits(batch)`: the logits after the last column,
+[b, vocab_size], of rows whose keys and values :mod:`bigtrain.models.cached` keeps.
+
 What it must say of its parameters, by attributes on them: `tensor_model_parallel` where they are split over the tensor
 group, and `sequence_parallel` where each process of that group sees a part of the sequence, so that gradients add up.
 """

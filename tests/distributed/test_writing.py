@@ -18,6 +18,7 @@ from bigtrain.launch.local import run_workers
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 import plain_t5
+import test_finetune as heads
 
 pytestmark = pytest.mark.distributed
 
@@ -35,31 +36,11 @@ LAYOUTS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"pipeline": 2}, SEARCHES[:2]),
 ]
 CASES = [(architecture, *layout) for architecture in ("gpt", "t5") for layout in LAYOUTS]
-WORDS = ["import", "json", "class", "value", "return", "self", "none", "true", "async", "def", "wait", "loop", "event"]
-TEXTS = [" ".join(WORDS[i : i + 1 + 2 * i]) for i in range(5)]
+TEXTS = [" ".join(heads.WORDS[i : i + 1 + 2 * i]) for i in range(5)]
 """Five: the last batch is not full, and of two processes that share them one has none in it."""
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt": {
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "intermediate_size": 128,
-    },
-    "t5": {
-        "architecture": "t5",
-        "num_hidden_layers": plain_t5.SHAPES["v1.0"][0],
-        "num_decoder_layers": plain_t5.SHAPES["v1.0"][1],
-        "num_attention_heads": plain_t5.HEADS,
-        "head_dim": plain_t5.HEAD_SIZE,
-        "intermediate_size": 96,
-        "position_embedding": "relative",
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 20,
-        "norm_eps": 1e-6,
-        "hidden_act": "relu",
-        "gated_mlp": False,
-        "tie_word_embeddings": True,
-    },
+SHAPES = {
+    "gpt": {**heads.SHAPE, **heads.OURS["gpt"], "num_hidden_layers": 4, "tie_word_embeddings": False},
+    "t5": {**heads.SHAPE, **heads.OURS["t5"]},
 }
 
 
@@ -105,8 +86,7 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (made / "texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("source", "target"), *((text, "none") for text in TEXTS)])
     for architecture, of in (("gpt", plain.megatron_weights), ("t5", plain_t5.megatron_weights)):
-        section = {"vocab_size": 512, "hidden_size": 64, "max_position_embeddings": 128, **SHAPES[architecture]}
-        plain.write_checkpoint(of(model(architecture)), section, made / architecture)
+        plain.write_checkpoint(of(model(architecture)), SHAPES[architecture], made / architecture)
     return made
 
 

@@ -1,6 +1,7 @@
 """Examples as tokens, against the tokenizers of `transformers`; what is read and refused before any training."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,26 @@ def test_rules_of_the_configuration(configured: Configured, tmp_path: Path) -> N
     assert "finetune.train is missing" in problems("tagging", train=None)
     assert "finetune.labels is for classes and tags" in problems("regression", labels=["a", "b"])
     assert "finetune.prompt must have {source} once" in problems("sequence_to_sequence", prompt="x")
+    assert "finetune.metric=bleu needs held-out examples" in problems("sequence_to_sequence", metric="bleu")
+    assert "finetune.validation_texts is 0; leave it out" in problems(
+        "sequence_to_sequence", metric="chrf", validation_texts=0, validation="dev"
+    )
+    assert "finetune.validation_texts (9) is for finetune.task=sequence_to_sequence" in problems(
+        "tagging", validation_texts=9
+    )
+    assert "finetune.validation_texts (9) needs held-out examples" in problems(
+        "sequence_to_sequence", validation_texts=9
+    )
+    bleu = configured("sequence_to_sequence", metric="bleu", validation="dev")
+    assert bleu.finetune.texts_written == 200
+    for parallel, experts, message in (
+        ({"pipeline": 2, "virtual_pipeline": 2}, None, "interleaved chunks (parallel.virtual_pipeline=2)"),
+        ({"tensor": 2, "sequence": True}, 4, "where experts lie on several processes; set parallel.tensor=1"),
+    ):
+        model = bleu.model.model_copy(update={"num_experts": experts, "num_hidden_layers": 4})
+        layout = bleu.parallel.model_copy(update=parallel)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            validate(bleu.model_copy(update={"model": model, "parallel": layout}), 2)
     path = tmp_path / "run.yaml"
     path.write_text(
         yaml.safe_dump({"finetune": {"task": "tagging"}, "checkpoint": {"initialize_from": str(tmp_path / "none")}})
