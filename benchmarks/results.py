@@ -9,6 +9,7 @@ figure alone: whatever was chosen was chosen on the training part, by `finetune.
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +71,8 @@ def table(made: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([row['name'], *figures, row['about'], *times])} |")
     load = f"load average of the machine {min(loads):.1f} to {max(loads):.1f}, " if loads else ""
     packages = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-    where = f"{made['date']}, {made['threads']} threads on 2 CPU cores, {load}{packages}."
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    where = f"{made['date']}, {threads} on a machine with {os.cpu_count()} CPU cores, {load}{packages}."
     folded = ["<details><summary>Commands</summary>", "", "```", *made["commands"], "```", "", "</details>", ""]
     return "\n".join([*lines, "", *made["notes"], where, "", *folded])
 

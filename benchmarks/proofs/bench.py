@@ -149,13 +149,3 @@ def p_value(scores: Mapping[str, Any], metric: str) -> float:
     """Of the difference from the other model, as `--against` tested it."""
     found: float = next(row["p_value"] for row in scores["differences"] if row["metric"] == metric)
     return found
-
-
-def best_of(sweep: Path, metric: str) -> Path:
-    """The run of a sweep whose best validation is the best."""
-
-    def best(run: Path) -> float:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return float(max(row[metric] for row in rows if metric in row))
-
-    return max((file.parent for file in sorted(sweep.glob("*/metrics.jsonl"))), key=best)

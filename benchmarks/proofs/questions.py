@@ -8,8 +8,8 @@ from typing import Any
 
 from proofs.bench import Bench, Row, figure, read_scores
 
-CONTEXTS = {"train": 1000, "test": 150}
-STEPS = 160
+CONTEXTS = {"train": 400, "test": 100}
+STEPS = 80
 LENGTH = 256
 COLUMNS = ("exact match", "F1", "F1 of answerable ones", "F1 of unanswerable ones")
 
