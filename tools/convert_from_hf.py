@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from bigtrain.convert.from_hf import convert_from_hf
+from bigtrain.convert.merge import with_adapter
 from bigtrain.errors import EXIT_USER_ERROR, UserError
 
 
@@ -20,9 +21,12 @@ def main() -> int:
     )
     parser.add_argument("--text", type=Path, help="text file to compare on")
     parser.add_argument("--vocab-size", type=int, help="pad the vocabulary to so many rows")
+    parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to merge, as peft saves it")
     options = parser.parse_args()
+    given = {name: value for name, value in vars(options).items() if name not in ("folder", "adapter")}
     try:
-        print(convert_from_hf(**vars(options)).describe())
+        with with_adapter(options.folder, options.adapter, options.output) as folder:
+            print(convert_from_hf(folder, **given).describe())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

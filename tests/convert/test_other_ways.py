@@ -22,6 +22,7 @@ from bigtrain.convert.average import average
 from bigtrain.convert.from_megatron import convert_from_megatron
 from bigtrain.convert.merge import merge_adapter
 from bigtrain.convert.own_model import own_model
+from bigtrain.convert.to_hf import convert_to_hf
 from bigtrain.convert.weight_files import convert_from_weights, convert_to_weights
 from bigtrain.convert.weights import Weights
 from bigtrain.errors import CheckpointError, ConversionError, UserError
@@ -145,17 +146,18 @@ def test_means_of_checkpoints(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def megatron(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What Megatron-LM saves, made by megatron-core in a process of its own, with the logits of its model."""
+    """What Megatron-LM saves, made by megatron-core in processes of its own, with the logits of its models."""
     folder = tmp_path_factory.mktemp("megatron")
     script = Path(__file__).with_name("megatron_checkpoint.py")
-    subprocess.run([sys.executable, script, folder], check=True, timeout=600)
+    ranks = [subprocess.Popen([sys.executable, script, str(rank), folder]) for rank in range(4)]
+    assert [rank.wait(timeout=900) for rank in ranks] == [0] * 4
     return folder
 
 
 CONFIG = {
     "vocab_size": 448,
     "hidden_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 80,
@@ -163,30 +165,45 @@ CONFIG = {
 }
 
 
-def test_a_checkpoint_of_megatron_lm_comes_in(megatron: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": CONFIG}))
-    convert_from_megatron(megatron, tmp_path / "out", config=tmp_path / "model.yaml")
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("dense", {}), ("experts", {"num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True})],
+)
+def test_a_checkpoint_of_megatron_lm_comes_in(
+    name: str, more: dict[str, object], megatron: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    """From tensor, pipeline and expert parallel, with the state of the distributed optimizer beside, and on to
+    `transformers`."""
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": {**CONFIG, **more}}))
+    expected = torch.load(megatron / name / "logits.pt")
+    convert_from_megatron(megatron / name, tmp_path / "out", config=tmp_path / "model.yaml", tokenizer=tokenizer_path)
     checkpoint = catalog.newest(tmp_path / "out" / "checkpoints")
     assert checkpoint is not None
     positions = torch.arange(30).expand(2, -1)
     with own_model(checkpoint) as model, torch.no_grad():
         found = model(IDS, positions, None)
-    torch.testing.assert_close(found, torch.load(megatron / "logits.pt"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    convert_to_hf(tmp_path / "out", tmp_path / "hf", vocab_size=448, verify=False)
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(IDS).logits
+    torch.testing.assert_close(theirs, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.distributed
 def test_one_that_is_of_another_model_or_kind(megatron: Path, tmp_path: Path) -> None:
     config = tmp_path / "model.yaml"
     for changed, match in (
         (
             {"intermediate_size": 96},
-            r"linear_fc1.weight is \(3, 160, 48\), and the configuration makes it \(3, 192, 48\)",
+            r"linear_fc1.weight is \(4, 160, 48\), and the configuration makes it \(4, 192, 48\)",
         ),
         ({"tie_word_embeddings": True}, "holds output_layer.weight, and the model"),
         ({"qkv_bias": True}, "lacks decoder.layers.self_attention.linear_qkv.bias"),
     ):
         config.write_text(yaml.safe_dump({"model": {**CONFIG, **changed}}))
         with pytest.raises(ConversionError, match=match):
-            convert_from_megatron(megatron, tmp_path / "out", config=config)
+            convert_from_megatron(megatron / "dense", tmp_path / "out", config=config)
     (tmp_path / "old" / "mp_rank_00").mkdir(parents=True)
     with pytest.raises(ConversionError, match=r"no distributed checkpoint of megatron-core.*older kind"):
         convert_from_megatron(tmp_path / "old", tmp_path / "out", config=config)
