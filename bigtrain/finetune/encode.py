@@ -63,7 +63,7 @@ class Encoder:
         self.config, self.tokenizer = config, tokenizer
         self.length = config.training.sequence_length
         self.numbers = {label: number for number, label in enumerate(labels)}
-        self.framing = framing_of(config.model.architecture, tokenizer)
+        self.framing = framing_of(config.model, tokenizer)
         self._cut = 0
 
     def encode(self, examples: Examples, class_weights: Sequence[float] | None = None) -> Encoded:
