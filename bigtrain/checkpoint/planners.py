@@ -48,14 +48,15 @@ def state_dict(holdings: Sequence[Holding]) -> dict[str, Tensor]:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """Writes each box as a float32 chunk of its global tensor.
+    """Writes each box as a chunk of its global tensor, in one type whatever it is held in.
 
     Values are looked up in the state dictionary that torch hands over, which under asynchronous saving
     is a copy.
     """
 
-    def __init__(self, holdings: Sequence[Holding]) -> None:
+    def __init__(self, holdings: Sequence[Holding], dtype: torch.dtype = torch.float32) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._dtype = dtype
         self._holdings = dict(zip(state_dict(holdings), holdings, strict=True))
         self._names = {MetadataIndex(h.name, h.offset): name for name, h in self._holdings.items()}
 
@@ -66,7 +67,7 @@ class SavePlanner(DefaultSavePlanner):
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=ChunkStorageMetadata(offsets=holding.offset, sizes=holding.shape),
-                    properties=replace(TensorProperties.create_from_tensor(self.state_dict[name]), dtype=torch.float32),
+                    properties=replace(TensorProperties.create_from_tensor(self.state_dict[name]), dtype=self._dtype),
                     size=holding.global_shape,
                 ),
             )
@@ -76,7 +77,7 @@ class SavePlanner(DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.state_dict[self._names[MetadataIndex(index.fqn, index.offset)]].float()
+        return self.state_dict[self._names[MetadataIndex(index.fqn, index.offset)]].to(self._dtype)
 
 
 class LoadPlanner(DefaultLoadPlanner):

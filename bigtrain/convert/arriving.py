@@ -73,7 +73,7 @@ def write_checkpoint(
     catalog.make_room(aside)
     shares = _shares({box: _holding(shapes[box[0]], dtype, *box) for box in boxes}, THREADS)
     room = Room(max(holding.values.nbytes for share in shares for holding in share.values()))
-    planners = [_Arriving(share, read, room) for share in shares]
+    planners = [_Arriving(share, read, room, dtype) for share in shares]
     plans = [planner.create_local_plan() for planner in planners]
     _, metadata = planners[0].create_global_plan(plans)
     written = _write_files(aside, plans, planners)
@@ -98,8 +98,10 @@ def write_checkpoint(
 class _Arriving(SavePlanner):
     """Boxes that are read when they are to be written, one at a time."""
 
-    def __init__(self, share: Mapping[Box, Holding], read: Callable[[Box], Tensor], room: Room) -> None:
-        super().__init__(list(share.values()))
+    def __init__(
+        self, share: Mapping[Box, Holding], read: Callable[[Box], Tensor], room: Room, dtype: torch.dtype
+    ) -> None:
+        super().__init__(list(share.values()), dtype)
         self.set_up_planner(state_dict(list(share.values())), is_coordinator=True)
         self._share = {MetadataIndex(held.name, held.offset): (box, held) for box, held in share.items()}
         self._read, self._room = read, room

@@ -48,7 +48,7 @@ def adapted(there: Path, run: Path) -> None:
         seed = torch.Generator().manual_seed(zlib.crc32(f"{name}{index}".encode()))
         return 0.3 * torch.randn(shapes[name][len(index) :], generator=seed)
 
-    made = write_checkpoint(run, model, shapes, boxes_of(shapes), values, origin=source.origin)
+    made = write_checkpoint(run, model, shapes, boxes_of(shapes), values, origin=lambda: source.origin)
     marker = json.loads((made / "complete.json").read_text())
     (made / "complete.json").write_text(json.dumps({**marker, "trained": {"lora": LORA}}))
 
