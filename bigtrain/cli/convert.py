@@ -36,7 +36,7 @@ def convert_to_hf(
     vocab_size: Annotated[int | None, typer.Option(help="Rows to write; default: without padding.")] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="Adapters alone, for peft; default: merged.")] = False,
 ) -> None:
-    """Write a checkpoint's model as a Hugging Face folder."""
+    """Write a checkpoint's model as a Hugging Face folder; of a fine-tuned run its best, with its head."""
     from bigtrain.checkpoint.places import place
 
     if adapter:

@@ -94,9 +94,7 @@ def _generation(
         generation = GenerationConfig.from_pretrained(folder)
     else:
         bos: int | None
-        bos = pad = end = (
-            tokenizer.eos_id
-        )  # the beginning's too: what stood before each document was the end of the one before
+        bos = end = pad = tokenizer.eos_id  # what stood before each document was the end of the one before
         if is_own:
             exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             bos, pad = exported.bos_token_id, exported.pad_token_id

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, pre_tokenizers, processors
@@ -35,7 +37,8 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, fra
     One that came from `transformers` goes there as it was, with its chat template. Any other, like ours, adds nothing
     to a text and takes nothing in it for a special token, and its token for a beginning is the one that ends
     documents: that is what stood before every document in training. With `framing` either puts around a text what
-    stood there in training, and takes special tokens in a text for these: a T5 is asked by its sentinels.
+    stood there in training; and a BERT's and a T5's take special tokens in a text for these, for it is by their masks
+    and sentinels that such models are asked.
 
     Raises:
         OSError: They cannot be written.
@@ -46,6 +49,8 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, fra
         _export(tokenizer, folder, model)
     if framing is not None and not _frames(folder, framing):
         _put_frame(tokenizer, folder, framing)
+        if model.architecture != "gpt":
+            _change_config(folder, {"split_special_tokens": False})
 
 
 def _export(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
@@ -103,25 +108,25 @@ def _put_frame(tokenizer: Tokenizer, folder: Path, framing: Framing) -> None:
         special_tokens=[(backend.id_to_token(i), i) for i in around],
     )
     backend.save(str(folder / "tokenizer.json"))
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_bytes())
-    for key in ("add_bos_token", "add_eos_token"):
-        config.pop(key, None)
     roles = {"eos_token": end[0]}
     if begin:
         mask = next(name for name in ("[MASK]", "<mask>") if name in tokenizer.special_tokens)
         roles |= {"bos_token": begin[0], "cls_token": begin[0], "sep_token": end[0], "mask_token": mask}
     if (padding := padding_id(tokenizer, framing)) is not None:
         roles["pad_token"] = backend.id_to_token(padding)
-    config |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "split_special_tokens": False,
-        **roles,
-    }
+    names = ["input_ids", "attention_mask"]
+    config = _change_config(folder, {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names, **roles})
     taken = {config[key] for key in config if key.endswith("_token") and isinstance(config[key], str)}
-    config["additional_special_tokens"] = [name for name in tokenizer.special_tokens if name not in taken]
+    others = [name for name in tokenizer.special_tokens if name not in taken]
+    _change_config(folder, {"additional_special_tokens": others})
+
+
+def _change_config(folder: Path, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's configuration with some keys changed, written."""
+    path = folder / "tokenizer_config.json"
+    config = {**json.loads(path.read_bytes()), **changed}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return config
 
 
 def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:

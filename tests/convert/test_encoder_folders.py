@@ -24,6 +24,7 @@ from bigtrain.convert.weights import Weights
 from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConversionError
+from bigtrain.finetune.inputs import load_task_config, open_task
 from bigtrain.prepare.train_tokenizer import train_sentencepiece, train_wordpiece
 from bigtrain.training.resume import checkpoint_to_begin_with
 
@@ -180,6 +181,24 @@ def test_a_model_without_a_head_comes_in_to_be_fine_tuned(
     assert taken.parameters == sum(tensor.numel() for tensor in weights_in(there).values())
     with pytest.raises(ConversionError, match=match):
         convert_to_hf(tmp_path / "here", tmp_path / "again")
+
+
+def test_a_flan_t5_is_fine_tuned_on_what_its_own_tokenizer_gives(saved: Callable[..., Path], tmp_path: Path) -> None:
+    there, run = saved("flan-t5"), tmp_path / "run.yaml"
+    convert_from_hf(there, tmp_path / "here", verify=False)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"source": "def parse(self)", "target": "return 42"}) + "\n")
+    config = {
+        "finetune": {"task": "sequence_to_sequence", "train": str(tmp_path / "pairs.jsonl"), "prompt": "fix: {source}"},
+        "checkpoint": {"initialize_from": str(tmp_path / "here")},
+        "training": {"output_dir": str(tmp_path), "steps": 1, "global_batch_size": 1, "sequence_length": 64},
+    }
+    run.write_text(yaml.safe_dump(config))
+    opened = open_task(load_task_config(run, []))
+    tokenizer = AutoTokenizer.from_pretrained(there)
+    (item,) = opened.train.items
+    assert item.ids.tolist() == tokenizer("fix: def parse(self)")["input_ids"]
+    assert item.labels.tolist() == tokenizer(text_target="return 42")["input_ids"]
+    assert opened.train.pad == AutoConfig.from_pretrained(there).decoder_start_token_id
 
 
 # ------------------------------------------------------------------------------------ as they lie on Hugging Face's hub

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import pipeline
+
+from bigtrain.checkpoint.find import find_best
+from bigtrain.convert.to_hf import convert_to_hf
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -109,6 +113,14 @@ def test_the_road_from_examples_to_scores(folder: Path) -> None:
     assert [row["predicted"] for row in written] == [row["label"] for row in written]
     scores = json.loads((run / "evaluation" / "held-out.scores.json").read_text())
     assert scores["scores"]["accuracy"]["value"] == 1.0
+
+    # as `transformers` has it, whose tokenizer puts around the texts what stood there, and batches them
+    convert_to_hf(run, folder / "exported")
+    texts = [json.loads(line)["text"] for line in (folder / "held-out.jsonl").open()]
+    judge = pipeline("text-classification", str(folder / "exported"), top_k=None)
+    for row, said in zip(written, judge(texts, batch_size=4), strict=True):
+        assert {label["label"]: label["score"] for label in said} == pytest.approx(row["scores"], abs=1e-5)
+
     unseen = folder / "unseen.jsonl"
     unseen.write_text('{"text": "class self", "label": "def"}\n')
     refused = bigtrain("evaluate", run, unseen)
@@ -121,9 +133,10 @@ def test_the_road_from_examples_to_scores(folder: Path) -> None:
     other = folder / "other.yaml"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["model"], config["tokenizer"]
-    config["finetune"] = {"task": "regression", "train": str(numbers)}
+    config["finetune"] = {"task": "regression", "train": str(numbers), "validation_fraction": 0.3}
     config["checkpoint"] = {**config.get("checkpoint", {}), "initialize_from": str(run)}
     config["training"] |= {"output_dir": str(folder / "other"), "steps": 1}
     other.write_text(yaml.safe_dump(config))
     succeed("finetune", other)
     assert rows(folder / "other")[0]["step"] == 1
+    assert find_best(folder / "other").origin == {"checkpoint": str(find_best(run).path), "step": best["step"]}
