@@ -1,5 +1,6 @@
 """`bigtrain pretrain` and `bigtrain finetune`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: i
         raise ConfigError("--sweep compares runs by held-out examples: give finetune.validation")
     begin = base.checkpoint.initialize_from
     if begin is not None and is_hugging_face(place(begin)):  # converted once for all
-        overrides = [*overrides, f"checkpoint.initialize_from={begins_in(base)}"]
+        overrides = [*overrides, f"checkpoint.initialize_from={json.dumps(str(begins_in(base)))}"]
     chosen = [(v.name, [*overrides, *v.overrides, *own_places(base, v)]) for v in variants(sweeps)]
     configs = [(name, words, load_task_config(path, words)) for name, words in chosen]
     for name, words, _ in configs:

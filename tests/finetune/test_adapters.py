@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from chats import PLAIN, TALK, chat_tokenizer
+from chats import MARKED, PLAIN, TALK, chat_tokenizer
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bigtrain.errors import CheckpointError
 from bigtrain.finetune.inputs import load_task_config, open_task
@@ -50,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "finetune": {
             "task": "sequence_to_sequence",
             "train": str(made / "talks.jsonl"),
+            "validation": str(made / "talks.jsonl"),
             "columns": {"messages": "messages"},
             "lora": {
                 "r": 4,
@@ -79,6 +81,19 @@ def logits(model: Any) -> Tensor:
         return model(torch.arange(64).view(2, 32)).logits
 
 
+def loss_of_answers(folder: Path) -> float:
+    """The mean over what the assistant says in the conversations, by `transformers`."""
+    model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    losses = []
+    for end in (3, 5):
+        options = {"return_dict": True, "return_assistant_tokens_mask": True}
+        found = tokenizer.apply_chat_template(TALK[:end], chat_template=MARKED, **options)
+        ids, said = torch.tensor(found["input_ids"]), torch.tensor(found["assistant_masks"], dtype=torch.bool)
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")[said[1:]])
+    return torch.cat(losses).mean().item()
+
+
 def test_the_road_of_an_adapter(folder: Path) -> None:
     run = folder / "run"
     told = succeed("finetune", folder / "config.yaml", "parallel.zero_stage=3", "--nproc", "2")
@@ -104,5 +119,7 @@ def test_the_road_of_an_adapter(folder: Path) -> None:
     before = logits(base)
     merged = logits(AutoModelForCausalLM.from_pretrained(folder / "merged"))
     adapted = logits(PeftModel.from_pretrained(base, folder / "adapter"))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert loss_of_answers(folder / "merged") == pytest.approx(last["validation_loss"], rel=1e-5)
     assert (merged - before).abs().max() > 1e-2
     torch.testing.assert_close(adapted, merged, atol=2e-6, rtol=0)

@@ -205,6 +205,15 @@ def test_rules_of_the_configuration(configured: Configured, tmp_path: Path) -> N
         layout = bleu.parallel.model_copy(update=parallel)
         with pytest.raises(ConfigError, match=re.escape(message)):
             validate(bleu.model_copy(update={"model": model, "parallel": layout}), 2)
+    assert "finetune.freeze=1 says what else stays as it is" in problems("tagging", lora={}, freeze=1)
+    assert "finetune.freeze (3) is more than the model's 1 layers" in problems("tagging", freeze=3)
+    assert "finetune.freeze=all leaves a task's head" in problems("sequence_to_sequence", freeze="all")
+    gateless = configured("tagging", lora={"target_modules": ["gate_proj"]})
+    model = gateless.model.model_copy(update={"gated_mlp": False})
+    with pytest.raises(
+        ConfigError, match=r"target_modules has gate_proj, and without model\.gated_mlp there is no gate"
+    ):
+        validate(gateless.model_copy(update={"model": model}), 1)
     path = tmp_path / "run.yaml"
     path.write_text(
         yaml.safe_dump({"finetune": {"task": "tagging"}, "checkpoint": {"initialize_from": str(tmp_path / "none")}})
