@@ -20,7 +20,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 4, "length_penalty": 0.0, "early_stopping": True},
     {"num_beams": 3, "length_penalty": 2.0, "early_stopping": "never"},
     {"num_beams": 5, "length_penalty": -1.5},
-    {"num_beams": 2, "length_penalty": 0.4, "early_stopping": "never"},
+    {"num_beams": 3, "early_stopping": "never"},
 ]
 
 
