@@ -38,11 +38,7 @@ def translation(bench: Bench) -> None:
         output = bench.folder / f"after-{steps}"
         bench.bigtrain("evaluate", run, bench.folder / "test.jsonl", "--output", output)
         scores = read_scores(output / "test.scores.json")
-        about = (
-            f"{steps * 64:,} of {len(train):,} pairs, some again"
-            if steps * 64 > len(train)
-            else f"{steps * 64:,} pairs"
-        )
+        about = f"{len(train):,} pairs, {steps * 64 / len(train):.2f} times"
         figures = {"BLEU": figure(scores, "bleu", 1), "chrF2": figure(scores, "chrf", 1)}
         rows.append(Row(f"small T5 after {steps:,} steps", figures, about, took))
     signatures = ", ".join(f"`{signature}`" for signature in scores["details"]["signatures"].values())

@@ -8,10 +8,10 @@ from typing import Any
 from assets.examples import SIDES, for_test
 from assets.sources import package_index
 
-TOGETHER = 3
-"""Packages of a context; a question is on one of them."""
+TOGETHER = (1, 2, 3)
+"""Packages of a context, drawn; a question is on one of them."""
 QUESTIONS = 4
-"""Of a context; one of them has no answer there."""
+"""Of a context at most; one of them has no answer there."""
 CONTEXTS = {"train": 4000, "test": 500}
 
 FIELDS: dict[str, tuple[str, list[str], list[str]]] = {
@@ -71,7 +71,7 @@ def _record(row: dict[str, str]) -> Record:
 
 
 def _paragraph(draw: random.Random, names: list[str], records: dict[str, Record], number: str) -> dict[str, Any]:
-    here = draw.sample(names, TOGETHER)
+    here = draw.sample(names, draw.choice(TOGETHER))
     context, places = "", {}
     for name in here:
         context += f"{' ' if context else ''}{name} is a package of Debian."
