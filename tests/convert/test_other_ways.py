@@ -79,7 +79,9 @@ def test_weights_in_bfloat16(make_run: Callable[..., Path], tmp_path: Path) -> N
     convert_to_weights(make_run(model), tmp_path / "folder", dtype="bfloat16")
     convert_from_weights(tmp_path / "folder", tmp_path / "back")
     rounded = {name: weight.bfloat16().float() for name, weight in megatron_weights(model).items()}
-    assert_equal(weights_of(tmp_path / "back"), rounded)
+    back = weights_of(tmp_path / "back")
+    assert {weight.dtype for weight in back.values()} == {torch.bfloat16}
+    assert_equal(back, rounded)
 
 
 def test_files_that_are_not_the_models(make_run: Callable[..., Path], tmp_path: Path) -> None:
