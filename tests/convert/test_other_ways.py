@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,6 +28,8 @@ from bigtrain.convert.weight_files import convert_from_weights, convert_to_weigh
 from bigtrain.convert.weights import Weights
 from bigtrain.errors import CheckpointError, ConversionError, UserError
 
+VOCABULARY = 512
+"""Rows that hold the tokens of the datasets that tests are given."""
 IDS = torch.arange(60).reshape(2, 30) * 7 % 448
 
 
@@ -76,7 +79,9 @@ def test_weights_in_bfloat16(make_run: Callable[..., Path], tmp_path: Path) -> N
     convert_to_weights(make_run(model), tmp_path / "folder", dtype="bfloat16")
     convert_from_weights(tmp_path / "folder", tmp_path / "back")
     rounded = {name: weight.bfloat16().float() for name, weight in megatron_weights(model).items()}
-    assert_equal(weights_of(tmp_path / "back"), rounded)
+    back = weights_of(tmp_path / "back")
+    assert {weight.dtype for weight in back.values()} == {torch.bfloat16}
+    assert_equal(back, rounded)
 
 
 def test_files_that_are_not_the_models(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -139,6 +144,40 @@ def test_means_of_checkpoints(tmp_path: Path) -> None:
     write_checkpoint(run / "checkpoints", 4, megatron_weights(other), model_section(other.config))
     with pytest.raises(CheckpointError, match="different models"):
         average(run, tmp_path / "none")
+
+
+def test_a_mean_is_exported_and_begun_with(
+    make_run: Callable[..., Path], dataset: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    models = [random_llama(vocab_size=VOCABULARY, initializer_range=0.1 * number) for number in (1, 2, 3)]
+    for step, model in enumerate(models, 1):
+        run = make_run(model, step=step)
+    shutil.copyfile(tokenizer, run / "tokenizer" / "tokenizer.model")
+    done = CliRunner().invoke(convert_app, ["average", str(run), str(tmp_path / "mean"), "--last", "2"])
+    assert done.exit_code == 0, done.output
+    two, three = ({name: weight.numpy() for name, weight in model.state_dict().items()} for model in models[1:])
+    expected = {name: (two[name] + three[name]) / 2 for name in two}
+
+    convert_to_hf(tmp_path / "mean", tmp_path / "hf", verify=False)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    assert exported.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_allclose(exported[name].numpy(), weight, rtol=1e-6, atol=1e-7)
+
+    sections = {
+        "extends": str(tmp_path / "mean" / "model.yaml"),
+        "data": {"train": str(dataset / "train")},
+        "optimizer": {"lr": 1e-30, "weight_decay": 0.0},
+        "training": {"output_dir": str(tmp_path / "more"), "steps": 1, "global_batch_size": 1, "sequence_length": 32},
+        "logging": {"wandb": "disabled"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    command = [sys.executable, "-m", "bigtrain", "pretrain", tmp_path / "run.yaml", "training.precision=fp32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    begun, mean = (weights_of(tmp_path / name) for name in ("more", "mean"))
+    for name in mean:
+        torch.testing.assert_close(begun[name], mean[name], rtol=0, atol=1e-20)
 
 
 # --------------------------------------------------------------------------------------------- Megatron-LM's
