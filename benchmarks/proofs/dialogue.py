@@ -23,7 +23,7 @@ def dialogue(bench: Bench) -> None:
     bench.bigtrain("tokenizer", "train", text, "--output", tokenizer, "--vocab-size", "1024")
     rows = [Row("each token as often as in training", _figures(_counted(tokenizer, pairs)))]
     for name, words in (
-        ("small GPT, untrained", ["training.steps=1", "optimizer.lr=1e-9"]),
+        ("small GPT, untrained", ["training.steps=1", "schedule.warmup_steps=0", "optimizer.lr=1e-9"]),
         ("small GPT, fine-tuned by prompt", [f"training.steps={STEPS}"]),
     ):
         run = bench.folder / name.rpartition(", ")[2].partition(" ")[0]
