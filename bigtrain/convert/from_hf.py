@@ -111,7 +111,7 @@ def _check_start(folder: Path, model: ModelConfig, tokenizer: Tokenizer | None, 
     """A T5's decoder starts here from the tokenizer's padding."""
     if model.architecture != "t5" or tokenizer is None or start is None:
         return
-    ours = framing_of(model.architecture, tokenizer).pad
+    ours = framing_of(model, tokenizer).pad
     if start != ours:
         raise ConversionError(
             f"{folder}: decoder_start_token_id is {start}, and a decoder here starts from the tokenizer's "

@@ -90,7 +90,7 @@ def convert_to_hf(
     chosen = family_of(model, family, source.origin.get("family"))
     tokens = find_tokenizer(run, tokenizer, model)
     rows = _rows(source, model, tokens, vocab_size)
-    framing = framing_of(model.architecture, tokens) if task is not None or model.architecture != "gpt" else None
+    framing = framing_of(model, tokens) if task is not None or model.architecture != "gpt" else None
     with written_aside(output) as folder:
         from bigtrain.convert.card import write_card
         from bigtrain.convert.export import write_model

@@ -48,7 +48,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, fra
     else:
         _export(tokenizer, folder, model)
     if framing is not None and not _frames(folder, framing):
-        _put_frame(tokenizer, folder, framing)
+        _put_frame(tokenizer, folder, framing, segments=model.architecture == "bert" and model.type_vocab_size > 1)
         if model.architecture != "gpt":
             _change_config(folder, {"split_special_tokens": False})
 
@@ -95,36 +95,39 @@ def _frames(folder: Path, framing: Framing) -> bool:
     return alone == framing.around(one)[0] and together == framing.around(one, two)[0]
 
 
-def _put_frame(tokenizer: Tokenizer, folder: Path, framing: Framing) -> None:
-    """Have the tokenizer in a folder do so, whatever its class did before."""
+def _put_frame(tokenizer: Tokenizer, folder: Path, framing: Framing, *, segments: bool) -> None:
+    """Have the tokenizer in a folder do so, whatever its class did before; with `segments` tell which text is which."""
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     begin, between, end = (
         [backend.id_to_token(i) for i in ids] for ids in (framing.begin, framing.between, framing.end)
     )
     around = sorted({*framing.begin, *framing.between, *framing.end})
+    second = [f"{piece}:1" for piece in ("$B", *end)] if segments else ["$B", *end]
     backend.post_processor = processors.TemplateProcessing(
         single=[*begin, "$A", *end],
-        pair=[*begin, "$A", *between, "$B", *end],
+        pair=[*begin, "$A", *between, *second],
         special_tokens=[(backend.id_to_token(i), i) for i in around],
     )
-    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     roles = {"eos_token": end[0]}
     if begin:
         mask = next(name for name in ("[MASK]", "<mask>") if name in tokenizer.special_tokens)
         roles |= {"bos_token": begin[0], "cls_token": begin[0], "sep_token": end[0], "mask_token": mask}
     if (padding := padding_id(tokenizer, framing)) is not None:
         roles["pad_token"] = backend.id_to_token(padding)
-    names = ["input_ids", "attention_mask"]
-    config = _change_config(folder, {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names, **roles})
+    names = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": None, "add_eos_token": None}
+    config = _change_config(folder, {**kind, "model_input_names": names, **roles})
     taken = {config[key] for key in config if key.endswith("_token") and isinstance(config[key], str)}
     others = [name for name in tokenizer.special_tokens if name not in taken]
     _change_config(folder, {"additional_special_tokens": others})
 
 
 def _change_config(folder: Path, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer's configuration with some keys changed, written."""
+    """The tokenizer's configuration with some keys changed, or where it is None left out, written."""
     path = folder / "tokenizer_config.json"
-    config = {**json.loads(path.read_bytes()), **changed}
+    merged = {**json.loads(path.read_bytes()), **changed}
+    config = {key: value for key, value in merged.items() if value is not None or key not in changed}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return config
 

@@ -2,13 +2,14 @@
 
 gpt   text <eos>                text <eos> second text <eos>
 bert  [CLS] text [SEP]          [CLS] text [SEP] second text [SEP]
-      <s> text </s>             <s> text </s></s> second text </s>         as RoBERTa writes it
+      <s> text </s>             <s> text </s></s> second text </s>         of a RoBERTa, which has no segments
 t5    text <eos>                text <eos> second text <eos>
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bigtrain.config import ModelConfig
 from bigtrain.data.masked import frame_tokens
 from bigtrain.data.pairs import start_id
 from bigtrain.data.tokenizer import Tokenizer
@@ -39,16 +40,16 @@ class Framing:
         return length - len(self.begin) - len(self.end) - (len(self.between) if texts > 1 else 0)
 
 
-def framing_of(architecture: str, tokenizer: Tokenizer) -> Framing:
-    """What stands around a text in front of a model of this architecture.
+def framing_of(model: ModelConfig, tokenizer: Tokenizer) -> Framing:
+    """What stands around a text in front of a model.
 
     Raises:
         DataError: The tokenizer lacks a token that is needed.
     """
-    if architecture != "bert":
+    if model.architecture != "bert":
         end = (tokenizer.eos_id,)
         return Framing((), end, end, start_id(tokenizer.special_tokens, tokenizer.eos_id))
     frame = frame_tokens(tokenizer.special_tokens)
     end = (frame.sep,)
-    twice = frame.sep == tokenizer.special_tokens.get(_ROBERTAS_END)
+    twice = model.type_vocab_size == 1 and frame.sep == tokenizer.special_tokens.get(_ROBERTAS_END)
     return Framing((frame.cls,), 2 * end if twice else end, end, frame.pad)

@@ -64,7 +64,7 @@ class Encoder:
         self.config, self.tokenizer = config, tokenizer
         self.length = config.training.sequence_length
         self.numbers = {label: number for number, label in enumerate(labels)}
-        self.framing = framing_of(config.model.architecture, tokenizer)
+        self.framing = framing_of(config.model, tokenizer)
         self.chat = None if config.finetune.columns.messages is None else Chat(tokenizer)
         self._cut = 0
 

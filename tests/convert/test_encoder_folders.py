@@ -151,7 +151,7 @@ def test_a_model_comes_in_and_goes_out_as_it_was(name: str, saved: Callable[...,
     tokens = [AutoTokenizer.from_pretrained(folder)(*texts) for folder in (there, again)]
     assert dict(tokens[0]) == dict(tokens[1])
     own = load_tokenizer(again)
-    framing = framing_of(model_config(find_checkpoint(tmp_path / "here")).architecture, own)
+    framing = framing_of(model_config(find_checkpoint(tmp_path / "here")), own)
     assert framing.around(*own.encode_batch(list(texts)))[0] == tokens[0]["input_ids"]
 
 
