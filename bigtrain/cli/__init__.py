@@ -67,7 +67,7 @@ app.command()(finetune)
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the configuration with every default spelled out."""
     from bigtrain.config import to_yaml
-    from bigtrain.finetune.inputs import load_task_config
+    from bigtrain.finetune.load import load_task_config
 
     out.print(to_yaml(load_task_config(config, overrides or [])), end="", markup=False)
 

@@ -24,7 +24,7 @@ Processes = Annotated[
 
 def pretrain(config: ConfigFile, overrides: Overrides = None, nproc: Processes = None) -> None:
     """Pretrain, or continue a run whose folder is there already."""
-    from bigtrain.finetune.inputs import load_task_config
+    from bigtrain.finetune.load import load_task_config
 
     loaded = load_task_config(config, overrides or [])
     if loaded.finetune.task is not None:
@@ -46,7 +46,7 @@ def finetune(
     ] = None,
 ) -> None:
     """Fine-tune a model on labelled examples, or continue a run whose folder is there already."""
-    from bigtrain.finetune.inputs import load_task_config
+    from bigtrain.finetune.load import load_task_config
 
     if sweep:
         _sweep(config, overrides or [], sweep, nproc)
@@ -59,7 +59,7 @@ def finetune(
 def _sweep(path: Path, overrides: Sequence[str], sweeps: Sequence[str], nproc: int | None) -> NoReturn:
     """The runs of a sweep, finished ones left as they are, and their table; ends as the first run that fails."""
     from bigtrain.checkpoint.places import place
-    from bigtrain.finetune.inputs import load_task_config
+    from bigtrain.finetune.load import load_task_config
     from bigtrain.finetune.sweep import settings
     from bigtrain.launch.sweep import own_places, variants
     from bigtrain.training.beginning import begins_in, is_hugging_face

@@ -1,28 +1,22 @@
 """What fine-tuning reads: the files, the labels, the tokenizer, the weights to begin with. Nothing here needs torch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.checkpoint.find import find_best
-from bigtrain.checkpoint.places import place
-from bigtrain.config import Config, ModelConfig, load_config
-from bigtrain.config.load import said
-from bigtrain.config.reading import STANDARD_INPUT, Layer
-from bigtrain.convert.source import find_tokenizer, model_config, run_folder
+from bigtrain.config import Config
+from bigtrain.convert.source import find_tokenizer, run_folder
 from bigtrain.data.examples import Example, Examples, check_labels, labels_of, read_examples
 from bigtrain.data.held_out import is_held_out
 from bigtrain.data.tokenizer import Tokenizer, load_tokenizer
-from bigtrain.errors import ConfigError, DataError, UserError
+from bigtrain.errors import ConfigError, DataError
 from bigtrain.finetune.encode import Encoded, Encoder, balanced
-from bigtrain.training.beginning import begins_in, is_hugging_face
+from bigtrain.finetune.load import BEGIN, of_key
+from bigtrain.training.beginning import begins_in
 from bigtrain.training.resume import check_whole, checkpoint_to_resume
-
-_BEGIN = "checkpoint.initialize_from"
 
 
 @dataclass(frozen=True)
@@ -50,39 +44,6 @@ class TaskInputs:
         return [*self.train.notes, *(self.validation.notes if self.validation else ())]
 
 
-def load_task_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A configuration; of fine-tuning the model's shape is that of the checkpoint `checkpoint.initialize_from`, and of
-    any run that of a Hugging Face folder.
-
-    Raises:
-        UserError: It cannot be read, or there is no such checkpoint.
-    """
-    if path == STANDARD_INPUT:  # from a process that has made it whole
-        return load_config(path, overrides)
-    tree = said(path, overrides)
-    task, begin = (_said_of(tree, *keys) for keys in (("finetune", "task"), ("checkpoint", "initialize_from")))
-    if not isinstance(begin, str):
-        return load_config(path, overrides)
-    with _of_key(_BEGIN):
-        from_hub = is_hugging_face(place(begin))
-        if task is None and not from_hub:
-            return load_config(path, overrides)
-        shape = _shape_there(place(begin)) if from_hub else model_config(find_best(place(begin)))
-    return load_config(path, overrides, [Layer(begin, {"model": shape.model_dump(mode="json")})])
-
-
-def _shape_there(folder: Path) -> ModelConfig:
-    """That of a Hugging Face model."""
-    from bigtrain.convert.hf_config import read_config  # takes transformers, and seconds
-
-    return read_config(folder)[1]
-
-
-def _said_of(tree: Mapping[str, Any], section: str, key: str) -> Any:
-    below = tree.get(section)
-    return below.get(key) if isinstance(below, Mapping) else None
-
-
 def open_task(config: Config) -> TaskInputs:
     """Read and check everything, and make the tokens.
 
@@ -90,7 +51,7 @@ def open_task(config: Config) -> TaskInputs:
         UserError: Naming the key or file and what would be right.
     """
     options = config.finetune
-    with _of_key(_BEGIN):
+    with of_key(BEGIN):
         initial = find_best(begins_in(config)) if config.checkpoint.initialize_from else None
         if initial is not None:
             check_whole(initial)
@@ -127,22 +88,13 @@ def resolved(config: Config, inputs: TaskInputs) -> Config:
     return config.model_copy(update={"finetune": config.finetune.model_copy(update=found)})
 
 
-@contextmanager
-def _of_key(key: str) -> Iterator[None]:
-    """A mistake in what a key names is told with the key."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{key}: {error}") from None
-
-
 def _tokenizer(config: Config, initial: Checkpoint | None) -> Tokenizer:
     given = Path(config.tokenizer.path) if config.tokenizer.path else None
     if initial is not None:
         run = run_folder(initial, Path(config.checkpoint.initialize_from or ""))
         return find_tokenizer(run, given, config.model)
     if given is None:
-        raise ConfigError(f"tokenizer.path is missing: with random weights (no {_BEGIN}) no run's folder has one")
+        raise ConfigError(f"tokenizer.path is missing: with random weights (no {BEGIN}) no run's folder has one")
     found = load_tokenizer(given)
     if found.vocab_size > config.model.vocab_size:
         raise ConfigError(
@@ -160,10 +112,10 @@ def read_both(config: Config) -> tuple[Examples, Examples | None]:
     options = config.finetune
     assert options.task is not None, "the configuration was validated"
     assert options.train is not None, "the configuration was validated"
-    with _of_key("finetune.train"):
+    with of_key("finetune.train"):
         train = read_examples(Path(options.train), options.task, options.columns)
     if options.validation is not None:
-        with _of_key("finetune.validation"):
+        with of_key("finetune.validation"):
             return train, read_examples(Path(options.validation), options.task, options.columns)
     if not options.validation_fraction:
         return train, None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bigtrain.config import Config, to_yaml, validate
 from bigtrain.errors import DataError, LaunchError, UserError
-from bigtrain.finetune.inputs import load_task_config, open_task
+from bigtrain.finetune.inputs import open_task
+from bigtrain.finetune.load import load_task_config
 from bigtrain.launch import batch, partitions, slurm
 from bigtrain.launch.submitted import FOLDER, STOP, Submitted, jobs_of, newest_job, record, runs_of
 from bigtrain.launch.sweep import Variant, own_places, variants

@@ -24,7 +24,8 @@ from bigtrain.convert.weights import Weights
 from bigtrain.data.framing import framing_of
 from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConversionError
-from bigtrain.finetune.inputs import load_task_config, open_task
+from bigtrain.finetune.inputs import open_task
+from bigtrain.finetune.load import load_task_config
 from bigtrain.prepare.train_tokenizer import train_sentencepiece, train_wordpiece
 from bigtrain.training.resume import checkpoint_to_begin_with
 

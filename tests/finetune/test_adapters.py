@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bigtrain.errors import CheckpointError
-from bigtrain.finetune.inputs import load_task_config, open_task
+from bigtrain.finetune.inputs import open_task
+from bigtrain.finetune.load import load_task_config
 from bigtrain.training.preflight import preflight
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -17,7 +17,8 @@ from bigtrain.data.tokenizer import load_tokenizer
 from bigtrain.errors import ConfigError, DataError
 from bigtrain.finetune.decode import decode
 from bigtrain.finetune.encode import Encoded, Encoder
-from bigtrain.finetune.inputs import load_task_config, open_task, resolved
+from bigtrain.finetune.inputs import open_task, resolved
+from bigtrain.finetune.load import load_task_config
 from bigtrain.prepare.train_tokenizer import train_wordpiece
 
 SENTENCE = "The Amazon rainforest , 5,500,000 km² , is drained by the unbelievably long Amazon".split()  # noqa: SIM905
