@@ -43,7 +43,7 @@ def nodes_killed_at_random_steps(runs: Runs) -> list[Recovery]:
     costs = [_struck_at_random(job, stroke, chance) for stroke in kinds]
     _ended_undisturbed(job, runs)
     assert max(cost.lost_steps for cost in costs) <= 20  # two intervals: the one begun, and one that was being written
-    assert job.events("resume")[-1]["slurm_restart_count"] == len(kinds)
+    assert job.starts[-1]["slurm_restart_count"] == len(kinds)
     return costs
 
 
@@ -67,7 +67,7 @@ def a_node_cut_off(runs: Runs) -> list[Recovery]:
     job = runs.submit("cut-off")
     cost = _struck_at_random(job, strikes.cut_node, random.Random(f"cut {SEED}"))
     _ended_undisturbed(job, runs)
-    assert job.events("resume")[-1]["slurm_restart_count"] == 1
+    assert job.starts[-1]["slurm_restart_count"] == 1
     return [cost]
 
 
@@ -90,7 +90,7 @@ def spare_nodes_take_over_and_then_fewer_will_do(runs: Runs) -> list[Recovery]:
     assert job.end() == "COMPLETED", job.told
     for node in nodes:
         runs.cluster.repair(node)
-    resumed = job.events("resume")
+    resumed = job.starts[1:]
     assert [(row["world_size"], row["slurm_restart_count"]) for row in resumed] == [(2, 0), (2, 0), (1, 0)]
     found, expected = curve(job.run), runs.undisturbed(*words[2:])
     before = resumed[-1]["step"]

@@ -73,6 +73,11 @@ class Job:
     def events(self, name: str) -> list[dict[str, Any]]:
         return [row for row in rows(self.run / "events.jsonl") if row["event"] == name]
 
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The events of its starts: from a checkpoint, or from nothing where none was complete yet."""
+        return [row for row in rows(self.run / "events.jsonl") if row["event"] in ("start", "resume")]
+
     def reach(self, step: int) -> None:
         """Wait until a step is done."""
         wait_for(f"step {step} of {self.run.name}", lambda: self.step >= step, PATIENCE, every=0.05)
@@ -179,7 +184,7 @@ class Recovery:
 
 def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
     """Do it, and measure until the run is further than it was."""
-    resumed = len(job.events("resume"))
+    started = len(job.starts)
     step, began, said = job.step, time.time(), len(job.told)
     stroke(job)
     seen: list[float] = []
@@ -194,14 +199,14 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
     def goes_on() -> bool:
         if not restarted and re.search(r"== (job \d+, start|starting again)", job.told[said:]):
             restarted.append(time.time())
-        return len(job.events("resume")) > resumed
+        return len(job.starts) > started
 
     try:
         wait_for(f"{name}: somebody notices", noticed, PATIENCE)
         wait_for(f"{name}: the run goes on", goes_on, PATIENCE)
     except TimeoutError as error:
         raise TimeoutError(f"{error}: {job.standing}\n{job.told[-3000:]}") from None
-    back = job.events("resume")[resumed]
+    back = job.starts[started]
     job.reach(step + 1)
     return Recovery(
         strike=name,
@@ -209,7 +214,7 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
         noticed=seen[0] - began,
         restarted=restarted[0] - began,
         loaded=back["time"] - began,
-        loading=back["loaded_seconds"],
+        loading=back.get("loaded_seconds", 0.0),
         stepped=time.time() - began,
     )
 
