@@ -5,8 +5,7 @@
 #   sbatch [sbatch's options] slurm/evaluate.sh RUN EXAMPLES [key=value ...] [--options]   as a Slurm job
 #   bash slurm/evaluate.sh RUN EXAMPLES [key=value ...] [--options]                        on this machine
 #
-# Options are those of `bigtrain evaluate`. Environment: as in slurm/pretrain.sh, which does the work; but
-# BIGTRAIN_NPROC, the processes, is 1 if not given.
+# Options are those of `bigtrain evaluate`. Environment: as in slurm/pretrain.sh, which does the work.
 #
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
@@ -20,7 +19,7 @@
 set -euo pipefail
 
 if [ $# -eq 0 ]; then
-  sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 

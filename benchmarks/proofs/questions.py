@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from proofs.bench import Bench, Row, figure, read_scores
+from proofs.bench import Bench, Row, figure
+from proofs.minilm import from_minilm
 
 CONTEXTS = {"train": 400, "test": 100}
 STEPS = 80
@@ -29,11 +29,11 @@ def questions(bench: Bench) -> None:
         Row("never an answer", _figures(bench.predictions("nothing", "question_answering", nothing))),
         Row("the sentence that shares most words", _figures(bench.predictions("words", "question_answering", shared))),
     ]
-    model, run = bench.folder / "minilm", bench.folder / "from-minilm"
-    took = bench.bigtrain("convert", "from-hf", bench.asset("minilm"), model)
-    took += bench.bigtrain("finetune", _config(bench, model, run))
-    bench.bigtrain("evaluate", run, bench.folder / "test.json")
-    scores = read_scores(run / "evaluation" / "test.scores.json")
+    options: dict[str, Any] = {"task": "question_answering", "train": str(bench.folder / "train.json"), "metric": "f1"}
+    options |= {"stride": 64, "max_answer_length": 48}
+    training = {"steps": STEPS, "global_batch_size": 16, "micro_batch_size": 8, "sequence_length": LENGTH}
+    training["validation_interval"] = STEPS // 2
+    scores, took = from_minilm(bench, options, training, bench.folder / "test.json")
     about = f"{CONTEXTS['train']:,} contexts, {STEPS} steps of 16 questions of up to {LENGTH} tokens"
     rows.append(Row("MiniLM's weights, fine-tuned", _figures(scores), about, took))
     bench.save(COLUMNS, rows)
@@ -64,33 +64,3 @@ def _asked(paragraphs: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[st
 def _figures(scores: Mapping[str, Any]) -> dict[str, str]:
     names = ("exact_match", "f1", "f1_answerable", "f1_unanswerable")
     return {column: figure(scores, name, 1) for column, name in zip(COLUMNS, names, strict=True)}
-
-
-def _config(bench: Bench, model: Path, run: Path) -> Path:
-    return bench.write(
-        "finetune.yaml",
-        {
-            "finetune": {
-                "task": "question_answering",
-                "train": str(bench.folder / "train.json"),
-                "validation_fraction": 0.05,
-                "metric": "f1",
-                "stride": 64,
-                "max_answer_length": 48,
-            },
-            "model": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
-            "optimizer": {"lr": 2e-4, "weight_decay": 0.01},
-            "schedule": {"name": "linear", "warmup_steps": 20},
-            "training": {
-                "output_dir": str(run),
-                "steps": STEPS,
-                "global_batch_size": 16,
-                "micro_batch_size": 8,
-                "sequence_length": LENGTH,
-                "precision": "bf16",
-                "validation_interval": STEPS // 2,
-            },
-            "checkpoint": {"initialize_from": str(model), "interval": 0},
-            "logging": {"wandb": "disabled"},
-        },
-    )

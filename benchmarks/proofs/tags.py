@@ -3,10 +3,10 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from proofs.bench import Bench, Row, figure, read_scores
+from proofs.bench import Bench, Row, figure
+from proofs.minilm import from_minilm
 
 Sentence = list[tuple[str, str]]
 Figures = Callable[[Mapping[str, Any]], dict[str, str]]
@@ -51,41 +51,12 @@ def _fine_tuned(bench: Bench, train: list[Sentence], test: list[Sentence], figur
     for name, sentences in (("train", train), ("test", test)):
         text = "\n\n".join("\n".join(f"{token}\t{tag}" for token, tag in sentence) for sentence in sentences)
         (bench.folder / f"{name}.conll").write_text(text + "\n", encoding="utf-8")
-    model, run = bench.folder / "minilm", bench.folder / "from-minilm"
-    took = bench.bigtrain("convert", "from-hf", bench.asset("minilm"), model)
-    took += bench.bigtrain("finetune", _config(bench, model, run, steps))
-    bench.bigtrain("evaluate", run, bench.folder / "test.conll")
-    scores = read_scores(run / "evaluation" / "test.scores.json")
+    options = {"task": "tagging", "train": str(bench.folder / "train.conll"), "metric": "accuracy"}
+    training = {"steps": steps, "global_batch_size": 32, "micro_batch_size": 16, "sequence_length": 96}
+    training["validation_interval"] = steps // 3
+    scores, took = from_minilm(bench, options, training, bench.folder / "test.conll")
     about = f"{len(train):,} sentences, {steps} steps of 32 of up to 96 tokens"
     return Row("MiniLM's weights, fine-tuned", figures(scores), about, took)
-
-
-def _config(bench: Bench, model: Path, run: Path, steps: int) -> Path:
-    return bench.write(
-        "finetune.yaml",
-        {
-            "finetune": {
-                "task": "tagging",
-                "train": str(bench.folder / "train.conll"),
-                "validation_fraction": 0.05,
-                "metric": "accuracy",
-            },
-            "model": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
-            "optimizer": {"lr": 2e-4, "weight_decay": 0.01},
-            "schedule": {"name": "linear", "warmup_steps": 20},
-            "training": {
-                "output_dir": str(run),
-                "steps": steps,
-                "global_batch_size": 32,
-                "micro_batch_size": 16,
-                "sequence_length": 96,
-                "precision": "bf16",
-                "validation_interval": steps // 3,
-            },
-            "checkpoint": {"initialize_from": str(model), "interval": 0},
-            "logging": {"wandb": "disabled"},
-        },
-    )
 
 
 def _by_word(

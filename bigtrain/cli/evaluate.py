@@ -24,7 +24,10 @@ TaskName = StrEnum("TaskName", {name: name for name in get_args(Task)})  # type:
 
 _Processes = Annotated[
     int | None,
-    typer.Option(help="Of a run: processes on this machine; default: as many as one copy of the model needs.", min=1),
+    typer.Option(
+        help="Of a run: processes on this machine; default: one a GPU, else as many as one copy of the model needs.",
+        min=1,
+    ),
 ]
 
 
@@ -130,8 +133,7 @@ def _predict(
         )
     config = load_run(run, overrides)
     predictions = folder / f"{data.name.partition('.')[0]}.predictions.jsonl"
-    is_worker = "RANK" in os.environ
-    world = world_from_environment(nproc or (None if is_worker else config.parallel.model_parallel_size), os.environ)
+    world = world_from_environment(nproc, os.environ, config.parallel.model_parallel_size)
     validate(config, world.world_size)
     writes = config.finetune.task == "sequence_to_sequence"
     if how.num_beams > 1 and not writes:

@@ -1,44 +1,23 @@
-"""A worker: writes the texts of several cases, one after the other, in one set of processes.
+"""A worker of `task_cases`: writes texts. A case has "searches"; found are [[tokens of each text], ...] for each."""
 
-Reads a JSON file of cases ({"name", "config", "checkpoint", "searches"}) and writes what was found to another, on rank
-0: name -> [[tokens of each text], ...], a list for each search.
-"""
+from typing import Any
 
-import json
-import sys
-from pathlib import Path
+import task_cases
 
-from bigtrain.checkpoint import catalog, store
-from bigtrain.config import parse_config, validate
+from bigtrain.config import Config
 from bigtrain.evaluate.beams import Beams
-from bigtrain.finetune.finetune import task_engine
-from bigtrain.finetune.inputs import open_task
+from bigtrain.finetune.inputs import TaskInputs
 from bigtrain.finetune.write import write
-from bigtrain.parallel import topology
+from bigtrain.parallel.engine import Engine
 
 
-def tokens(case: dict) -> list[list[list[int]]]:
-    config = parse_config(case["config"])
-    layout = topology.start_processes(config)
-    validate(config, layout.world_size)
-    inputs = open_task(config)
-    engine = task_engine(config, layout, inputs)
-    store.load_weights(catalog.read(Path(case["checkpoint"])), engine)
+def tokens(case: dict[str, Any], config: Config, inputs: TaskInputs, engine: Engine) -> list[list[list[int]]]:
     end = inputs.tokenizer.eos_id
     made = []
     for how in case["searches"]:
         found = write(engine, config, inputs.train, end, Beams(**how)) or []
         made.append([[*text.ids, *[end] * text.ended] for text in found])
-    engine.close()
     return made
 
 
-def main() -> None:
-    cases, results = Path(sys.argv[1]), Path(sys.argv[2])
-    made = {case["name"]: tokens(case) for case in json.loads(cases.read_text())}
-    if topology.is_first_rank():
-        results.write_text(json.dumps(made))
-    topology.stop_processes()
-
-
-main()
+task_cases.run(tokens)
