@@ -2,8 +2,11 @@
 
 A random Llama in bfloat16 goes in and comes out again, and is loaded and saved by `transformers`, in turn, each in a
 process of its own, which reports the seconds of the work alone and the most memory it ever had. What is read comes out
-of the page cache for all. In GB/s of the bfloat16 weights; the checkpoint in between is twice as large, in float32,
-with checksums, and synced to the disk. Nothing is verified. Prints one JSON line.
+of the page cache for all. In GB/s of the bfloat16 weights. Nothing is verified, but for one more time each way, of
+which the seconds are told apart. Prints one JSON line.
+
+`--cores` tells whether processes would be faster than threads: a conversion has one core, then N, and then N
+conversions that know nothing of each other have one core each, which no division into processes can beat.
 
     python benchmarks/convert.py --parameters 1e9
 """
@@ -13,6 +16,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,11 +34,13 @@ from bigtrain.convert.from_hf import convert_from_hf
 from bigtrain.convert.safetensors_file import TensorFile
 from bigtrain.convert.to_hf import convert_to_hf
 
+MADE = {"from_hf": "here", "to_hf": "again", "transformers": "theirs"}
+
 
 def main() -> None:
     options = parse_options()
     if options.work:
-        print(json.dumps(work(options.work, Path(options.folder))))
+        print(json.dumps(work(options)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         shapes = make_model(Path(folder), options.parameters)
@@ -42,6 +48,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, found in results.items():
                 found.append(in_a_process(name, folder))
+        verified = {name: in_a_process(name, folder, "--verify") for name in ("from_hf", "to_hf")}
+        scaling = over_cores(folder, options.cores, options.rounds) if options.cores else {}
         source = sum(file.stat().st_size for file in (Path(folder) / "there").glob("*.safetensors"))
     largest = 4 * max(torch.Size(shape).numel() for shape in shapes.values())
     speed = {name: source / 1e9 / statistics.median(r["seconds"] for r in found) for name, found in results.items()}
@@ -52,6 +60,8 @@ def main() -> None:
         "round_trip_ratio": 1 / (1 / speed["from_hf"] + 1 / speed["to_hf"]) / speed["transformers"],
         "peak_bytes": peak,
         "bound_bytes": 2 * largest + 500_000_000,
+        "verified": verified,
+        "seconds_over_cores": scaling,
         "largest_tensor_bytes": largest,
         "source_bytes": source,
         "all": results,
@@ -86,25 +96,58 @@ def make_model(folder: Path, parameters: float) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def in_a_process(name: str, folder: str) -> dict[str, float]:
-    for left in Path(folder).iterdir():
-        if left.name == {"from_hf": "here", "to_hf": "again", "transformers": "theirs"}[name]:
-            subprocess.run(["rm", "-r", left], check=True)
-    command = [sys.executable, *sys.argv, "--folder", folder, "--work", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def in_a_process(name: str, folder: str, *words: str) -> dict[str, float]:
+    return result_of(started(name, folder, *words))
 
 
-def work(name: str, folder: Path) -> dict[str, float]:
+def started(name: str, folder: str, *words: str, suffix: str = "") -> subprocess.Popen[str]:
+    """A conversion in a process of its own, into a folder of its own."""
+    shutil.rmtree(Path(folder) / (MADE[name] + suffix), ignore_errors=True)
+    command = [sys.executable, *sys.argv, "--folder", folder, "--work", name, "--suffix", suffix, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, float]:
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+    return json.loads(said.splitlines()[-1])
+
+
+def over_cores(folder: str, cores: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of one conversion on one core, of one on all, and of as many at once, each on a core of its own."""
+    numbers = sorted(os.sched_getaffinity(0))[:cores]
+    if len(numbers) < cores:
+        raise SystemExit(f"--cores {cores}: this machine has {len(numbers)}")
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for name in ("from_hf", "to_hf"):
+            one = result_of(started(name, folder, "--on", str(numbers[0])))["seconds"]
+            all_cores = result_of(started(name, folder, "--on", ",".join(map(str, numbers))))["seconds"]
+            beside = [started(name, folder, "--on", str(core), suffix=f"-{core}") for core in numbers]
+            at_once = max(result_of(process)["seconds"] for process in beside)
+            for core in numbers:
+                shutil.rmtree(Path(folder) / f"{MADE[name]}-{core}")
+            kinds = found.setdefault(name, {"one_on_one": [], "one_on_all": [], "one_on_each": []})
+            for kind, seconds in zip(kinds, (one, all_cores, at_once), strict=True):
+                kinds[kind].append(seconds)
+    return {name: {kind: statistics.median(s) for kind, s in kinds.items()} for name, kinds in found.items()}
+
+
+def work(options: argparse.Namespace) -> dict[str, float]:
+    if options.on:
+        os.sched_setaffinity(0, map(int, options.on.split(",")))
+    name, folder = options.work, Path(options.folder)
+    output = folder / (MADE[name] + options.suffix)
     for module in ("card", "folder", "hf_config", "intake", "own_model", "verify"):  # imported when they are needed
         importlib.import_module(f"bigtrain.convert.{module}")
     began = time.perf_counter()
     if name == "from_hf":
-        convert_from_hf(folder / "there", folder / "here", verify=False)
+        convert_from_hf(folder / "there", output, verify=options.verify)
     elif name == "to_hf":
-        convert_to_hf(folder / "here", folder / "again", dtype="bfloat16", verify=False)
+        convert_to_hf(folder / "here", output, dtype="bfloat16", verify=options.verify)
     else:
-        AutoModelForCausalLM.from_pretrained(folder / "there", dtype="auto").save_pretrained(folder / "theirs")
+        AutoModelForCausalLM.from_pretrained(folder / "there", dtype="auto").save_pretrained(output)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
@@ -114,7 +157,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--parameters", type=float, default=1e9, help="size of the model, about")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where files are made; default: the system's temporary folder")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, help="also on one core and on so many")
+    for word in ("--work", "--suffix", "--on"):
+        parser.add_argument(word, help=argparse.SUPPRESS)
+    parser.add_argument("--verify", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -9,7 +9,7 @@ from proofs.bench import Bench, Row, Took, figure, read_scores
 WORDS = {"source": 12, "target": 20}
 """Pairs of no more words than these are taken."""
 HELD_OUT = 300
-POINTS = (100, 200, 400, 800)
+POINTS = (100, 200, 400, 800, 1600, 3200)
 LENGTH = 48
 SENTINELS = 100
 COLUMNS = ("BLEU", "chrF2")

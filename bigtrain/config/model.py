@@ -62,7 +62,8 @@ class ModelConfig(Section):
     max_position_embeddings: PositiveInt = 2048
     """The longest sequence, in tokens; T5's relative positions have no such bound."""
     position_embedding: Literal["rope", "learned", "relative"] = "rope"
-    """Rotary (RoFormer, arXiv:2104.09864), learned absolute positions (GPT-2), or T5's, learned for each distance."""
+    """Rotary (RoFormer, arXiv:2104.09864), learned absolute positions (GPT-2, BERT), or T5's, learned for each
+    distance."""
     relative_attention_num_buckets: PositiveInt = 32
     """Ranges of distances that T5's positions tell apart."""
     relative_attention_max_distance: PositiveInt = 128

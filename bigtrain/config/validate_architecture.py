@@ -51,10 +51,15 @@ def _only_for(architecture: str, keys: Mapping[str, Sequence[str]], config: Conf
 
 def _bert(config: Config) -> Iterator[str]:
     m, d, p, length = config.model, config.data, config.parallel, config.training.sequence_length
-    if m.position_embedding != "learned":
+    if m.position_embedding == "relative":
         yield (
-            f"model.position_embedding is {m.position_embedding}, and BERT's positions are learned; "
-            "set model.position_embedding=learned"
+            "model.position_embedding is relative, which is T5's, and BERT's positions are learned or rotary; set "
+            "model.position_embedding=learned, or rope"
+        )
+    if m.position_embedding == "rope" and m.position_offset:
+        yield (
+            f"model.position_offset ({m.position_offset}) is a row of learned positions, and "
+            "model.position_embedding is rope; leave the former out"
         )
     if p.context > 1:
         yield (

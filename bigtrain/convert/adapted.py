@@ -102,7 +102,7 @@ def _names(family: Family, model: ModelConfig, task: FinetuneConfig | None) -> W
     if task is None:
         return family.weights
     config = AutoConfig.for_model(**family.config(model) | task_keys(family, task))
-    return weights_with_head(family, config, model_shapes(config))
+    return weights_with_head(family, config, model_shapes(config, family.buffers))
 
 
 def adapter_pairs(weights: Weights, model: ModelConfig, names: WeightMap) -> Pairs:

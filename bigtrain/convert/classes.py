@@ -52,6 +52,11 @@ def task_keys(family: Family, task: FinetuneConfig) -> dict[str, Any]:
     of_family = _OF_TASKS[task.task]._model_mapping.get(type(config), None)
     if of_family is None:
         raise ConversionError(f"transformers has no model of {family.name} for {task.task.replace('_', ' ')}")
+    if task.task in family.other_heads:
+        raise ConversionError(
+            f"the {of_family.__name__} of transformers has another head than BigTrain's: what was fine-tuned for "
+            f"{task.task.replace('_', ' ')} cannot become one"
+        )
     keys: dict[str, Any] = {"architectures": [of_family.__name__]}
     if task.task in ("classification", "tagging"):
         labels = list(task.labels or ())

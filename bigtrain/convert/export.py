@@ -1,6 +1,7 @@
 """Weights, configuration and tokenizer written as a Hugging Face folder."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -125,7 +126,7 @@ def _write_weights(
     shapes = {
         name: (model.vocab_size, *shape[1:]) if name in VOCABULARY else shape for name, shape in weights.shapes.items()
     }
-    targets = model_shapes(config)
+    targets = model_shapes(config, family.buffers)
     weight_map = weights_with_head(family, config, targets) if has_task else family.weights
     plan = pieces(weight_map, model, shapes, targets)
     split = split_into_files(targets, dtype, FILE_BYTES)
@@ -155,14 +156,15 @@ def write_index(folder: Path, split: StateDictSplit) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that `transformers` wants to read, from its own model, built without memory; a tied one once."""
+def model_shapes(config: PretrainedConfig, buffers: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The tensors that `transformers` wants to read, from its own model, built without memory; a tied one once, and
+    none that a pattern of `buffers` matches."""
     with torch.device("meta"):
         model = class_of(config)(config)
     tied = tuple(model._tied_weights_keys or ()) if config.tie_word_embeddings else ()  # or the ends of their names
     found: dict[int, tuple[str, tuple[int, ...]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not name.endswith(tied):
+        if not name.endswith(tied) and not any(re.fullmatch(pattern, name) for pattern in buffers):
             found.setdefault(id(tensor), (name, tuple(tensor.shape)))
     return dict(found.values())
 

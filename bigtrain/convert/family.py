@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bigtrain.config import ModelConfig
+from bigtrain.config.tasks import Task
 from bigtrain.convert.mapping import WeightMap
 from bigtrain.errors import ConversionError
 
@@ -50,6 +51,8 @@ class Family:
     """How the names of each head's tensors begin, where a folder may be without all of one: it can be fine-tuned."""
     pooler: str = ""
     """The tensor that tells whether a folder has the layer of `model.add_pooling_layer`."""
+    other_heads: frozenset[Task] = frozenset()
+    """Tasks for which the family's head in `transformers` computes something else than ours."""
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """The same model in the words of its `config.json`, without tokens and type of the weights."""

@@ -1,4 +1,5 @@
-"""BERT: a transformer that reads from both sides, out of Megatron-core's parts (arXiv:1810.04805).
+"""BERT: a transformer that reads from both sides, out of Megatron-core's parts (arXiv:1810.04805); with rotary
+positions it is a RoFormer (arXiv:2104.09864).
 
 Names and places are those of Megatron-core's own `BertModel`. That one cannot be had under sequence parallelism without
 Transformer Engine, has its norms before the sub-layers, and none after the embedding.
@@ -36,6 +37,7 @@ from bigtrain.models.gpt import transformer_config
 from bigtrain.models.layer import feed_forward, self_attention
 from bigtrain.models.losses import token_losses
 from bigtrain.models.norm import Norm
+from bigtrain.models.rope import rotary
 
 
 class Bert(LanguageModule):
@@ -56,6 +58,12 @@ class Bert(LanguageModule):
                 max_sequence_length=model.max_position_embeddings,
                 num_tokentypes=model.type_vocab_size,
                 position_offset=model.position_offset,
+                position_embedding_type="none" if model.position_embedding == "rope" else "learned_absolute",
+            )
+        self.rotary_pos_emb: Any = None
+        if model.position_embedding == "rope":
+            self.rotary_pos_emb = rotary(
+                model, use_cpu_initialization=config.use_cpu_initialization, cp_group=self.pg_collection.cp
             )
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
         self.encoder = TransformerBlock(
@@ -96,7 +104,8 @@ class Bert(LanguageModule):
         this process's part of s."""
         embedded = self.embedding(batch.input_ids, batch.token_type_ids) if self.pre_process else None
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None]
-        hidden = self.encoder(hidden_states=embedded, attention_mask=mask)
+        angles = None if self.rotary_pos_emb is None else self.rotary_pos_emb(batch.input_ids.shape[1])
+        hidden = self.encoder(hidden_states=embedded, attention_mask=mask, rotary_pos_emb=angles)
         if self.post_process and self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return hidden
@@ -138,7 +147,7 @@ def build_bert(config: Config) -> list[Bert]:
 
 
 class Embedding(LanguageModelEmbedding):
-    """Tokens, positions and segments, summed, normalised, and only then dropped out."""
+    """Tokens, learned positions and segments, summed, normalised, and only then dropped out."""
 
     def __init__(self, config: TransformerConfig, *, position_offset: int, **options: Any) -> None:
         super().__init__(config, **options)

@@ -102,10 +102,6 @@ def build_gpt(config: Config) -> list[GPT]:
     `training.precision`, and hold nothing yet: see :mod:`bigtrain.models.initialize`.
     """
     transformer = transformer_config(config)
-    if (factor := attention_factor(config.model)) != 1:
-        # Megatron-core takes it from these, as (0.1 mscale ln(scale) + 1) / (0.1 mscale_all_dim ln(scale) + 1).
-        transformer.yarn_rotary_scaling_factor = math.e
-        transformer.yarn_mscale, transformer.yarn_mscale_all_dim = (factor - 1) / 0.1, 0.0
     virtual = config.parallel.virtual_pipeline if config.parallel.virtual_pipeline > 1 else None
     return [_chunk(config, transformer, None if virtual is None else stage) for stage in range(virtual or 1)]
 
@@ -149,7 +145,7 @@ def transformer_config(config: Config) -> TransformerConfig:
     """Our configuration in Megatron-core's words. Fused kernels that need more than PyTorch are off."""
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.precision]
-    return TransformerConfig(
+    transformer = TransformerConfig(
         num_layers=model.num_hidden_layers + model.decoder_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
@@ -194,6 +190,11 @@ def transformer_config(config: Config) -> TransformerConfig:
         **experts_config(model, parallel.expert),
         **_recompute(config.training.recompute),
     )
+    if (factor := attention_factor(model)) != 1:
+        # Megatron-core takes it from these, as (0.1 mscale ln(scale) + 1) / (0.1 mscale_all_dim ln(scale) + 1).
+        transformer.yarn_rotary_scaling_factor = math.e
+        transformer.yarn_mscale, transformer.yarn_mscale_all_dim = (factor - 1) / 0.1, 0.0
+    return transformer
 
 
 def _pipeline_layout(config: Config) -> list[list[str]] | None:

@@ -15,7 +15,12 @@ SENTENCES = ["data.sentence_objective=order", "model.add_pooling_layer=true"]
 @pytest.mark.parametrize(
     ("words", "message", "remedy"),
     [
-        (["model.position_embedding=rope"], "BERT's positions are learned", ["model.position_embedding=learned"]),
+        (["model.position_embedding=relative"], "which is T5's", ["model.position_embedding=learned"]),
+        (
+            ["model.position_embedding=rope", "model.position_offset=2"],
+            r"model\.position_offset \(2\) is a row of learned positions",
+            ["model.position_offset=0"],
+        ),
         (["parallel.context=2"], "and BERT has none", ["parallel.context=1"]),
         (["data.packing=documents"], "which BERT's attention does not", ["data.packing=padded"]),
         (["data.packing=best_fit"], "which BERT's attention does not", ["data.packing=contiguous"]),

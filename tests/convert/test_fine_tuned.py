@@ -174,6 +174,13 @@ def test_a_head_that_transformers_does_not_have(run_of: Callable[..., Path], tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_head_that_is_another_in_transformers(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    run = run_of("Bert", "classification", random_model("Bert", "classification"), position_embedding="rope")
+    with pytest.raises(ConversionError, match="RoFormerForSequenceClassification of transformers has another head"):
+        convert_to_hf(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_padding_token_that_positions_do_not_begin_after(run_of: Callable[..., Path], tmp_path: Path) -> None:
     run = run_of("Roberta", "tagging", random_model("Roberta", "tagging"), position_offset=2)
     with pytest.raises(ConversionError, match=r"model\.position_offset \(2\) makes 1, and .* has 3"):

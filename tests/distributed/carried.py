@@ -24,8 +24,8 @@ def taken_in(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A copy of them."""
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    """A copy of those that are trained."""
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
 def assert_came_back(

@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
 )
 
 Step = dict[str, Tensor]
@@ -68,12 +70,36 @@ def roberta(vocab_size: int, pad_id: int) -> PreTrainedModel:
     return model
 
 
+def roformer(vocab_size: int, pad_id: int) -> PreTrainedModel:
+    """The same of a RoFormer, whose positions turn queries and keys."""
+    torch.manual_seed(7)
+    config = RoFormerConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        initializer_range=0.1,  # with less, attention looks everywhere alike, and positions hardly matter
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=pad_id,
+    )
+    model = RoFormerForMaskedLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
 def train_plainly(
     model: PreTrainedModel, steps: list[Step], recipe: plain.Recipe, micro_batch_size: int | None = None
 ) -> list[tuple[float, float]]:
     """(loss, gradient norm before clipping) of each step: with the model's own loss, or the same summed over parts."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.lr,
@@ -84,8 +110,8 @@ def train_plainly(
         losses = [model(**step).loss] if micro_batch_size is None else parts_of_loss(model, step, micro_batch_size)
         for loss in losses:
             loss.backward()
-        norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.max_grad_norm, norm.float())
+        norm = sum(p.grad.double().square().sum() for p in trained).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(trained, recipe.max_grad_norm, norm.float())
         for group in optimizer.param_groups:
             group["lr"] = plain.cosine(number, recipe)
         optimizer.step()

@@ -57,7 +57,8 @@ CASES = [
 Case = tuple[int, bool, dict[str, Any]]
 CARRIED = [(1, {}), (4, LAYOUTS[4][0])]
 """Where models of `transformers` are trained that were taken in, and brought back: a BERT that learns from sentences
-too, and a RoBERTa."""
+too, a RoBERTa, and a RoFormer."""
+MODELS = ("bert", "roberta", "roformer")
 SHORT = 3
 Histories = dict[str, list[list[float]]]
 
@@ -134,7 +135,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def carried_model(name: str) -> PreTrainedModel:
-    return plain_bert.bert(VOCABULARY, 0, sentences=True) if name == "bert" else plain_bert.roberta(VOCABULARY, 0)
+    if name == "bert":
+        return plain_bert.bert(VOCABULARY, 0, sentences=True)
+    return (plain_bert.roberta if name == "roberta" else plain_bert.roformer)(VOCABULARY, 0)
 
 
 def carried_config(dataset: Path, name: str, parallel: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +145,8 @@ def carried_config(dataset: Path, name: str, parallel: dict[str, Any]) -> dict[s
     made = config(dataset, name == "bert", parallel)
     if name == "roberta":
         made["model"] |= {"type_vocab_size": 1, "position_offset": 1, "max_position_embeddings": 65, "norm_eps": 1e-5}
+    if name == "roformer":
+        made["model"] |= {"position_embedding": "rope"}
     return made
 
 
@@ -150,7 +155,7 @@ def histories(
     paragraphs: Path, folder: Path, train_layouts: Callable[[int, list[dict[str, Any]]], Histories]
 ) -> Callable[[int], Histories]:
     """What every layout of a number of processes saw; that is started once for all its cases."""
-    came_in = {name: carried.taken_in(carried_model(name), folder / name) for name in ("bert", "roberta")}
+    came_in = {name: carried.taken_in(carried_model(name), folder / name) for name in MODELS}
     for sentences in (True, False):
         weights = plain_bert.megatron_weights(plain_bert.bert(VOCABULARY, 0, sentences))
         section = config(paragraphs, sentences, {})["model"]
@@ -176,7 +181,7 @@ def histories(
                 "save": str(folder / name / f"{nproc}-processes"),
             }
             for count, parallel in CARRIED
-            for name in ("bert", "roberta")
+            for name in MODELS
             if count == nproc
         ]
         return train_layouts(nproc, cases)
@@ -209,7 +214,7 @@ def test_equals_plain_pytorch(case: Case, histories: Callable[[int], Histories],
     assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("nproc", [pytest.param(n, marks=[pytest.mark.slow] * (n == 4)) for n, _ in CARRIED])
 def test_from_transformers_and_back(
     nproc: int, name: str, histories: Callable[[int], Histories], paragraphs: Path, folder: Path

@@ -15,6 +15,7 @@ from bigtrain.convert.families.qwen2 import QWEN2
 from bigtrain.convert.families.qwen3 import QWEN3
 from bigtrain.convert.families.qwen3_moe import QWEN3_MOE
 from bigtrain.convert.families.roberta import ROBERTA, XLM_ROBERTA
+from bigtrain.convert.families.roformer import ROFORMER
 from bigtrain.convert.families.t5 import MT5, T5
 from bigtrain.convert.family import Family
 from bigtrain.errors import ConversionError
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     BERT,
     ROBERTA,
     XLM_ROBERTA,
+    ROFORMER,
     T5,
     MT5,
 )

@@ -5,11 +5,14 @@ from typing import Any
 
 from bigtrain.config import ModelConfig
 from bigtrain.convert.family import Family
-from bigtrain.convert.mapping import KEY, QUERY, VALUE, WHOLE, WeightMap
+from bigtrain.convert.mapping import KEY, QUERY, VALUE, WHOLE, Cut, WeightMap
+
+ATTENTION = {"query": QUERY, "key": KEY, "value": VALUE}
 
 
-def body(prefix: str) -> WeightMap:
-    """All below the heads, and the pooler; `prefix` is how the names begin."""
+def body(prefix: str, attention: Mapping[str, Cut] = ATTENTION) -> WeightMap:
+    """All below the heads, and the pooler; `prefix` is how the names begin, `attention` says what rows of the joint
+    matrix its modules are."""
     layer = prefix + "encoder.layer.{layer}."
     embeddings = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "tokentype"}
     modules = {
@@ -21,7 +24,6 @@ def body(prefix: str) -> WeightMap:
         "encoder.layers.mlp_bda.norm": "encoder.layer.{layer}.output.LayerNorm",
         "pooler.dense": "pooler.dense",
     }
-    parts = {"query": QUERY, "key": KEY, "value": VALUE}
     return {
         **{
             f"embedding.{ours}_embeddings.weight": {f"{prefix}embeddings.{theirs}.weight": WHOLE}
@@ -30,7 +32,7 @@ def body(prefix: str) -> WeightMap:
         **both({ours: prefix + theirs for ours, theirs in modules.items()}),
         **{
             f"encoder.layers.self_attention.linear_qkv.{kind}": {
-                f"{layer}attention.self.{part}.{kind}": cut for part, cut in parts.items()
+                f"{layer}attention.self.{part}.{kind}": cut for part, cut in attention.items()
             }
             for kind in ("weight", "bias")
         },

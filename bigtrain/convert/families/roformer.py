@@ -1,0 +1,48 @@
+"""RoFormer: a BERT with rotary positions (arXiv:2104.09864), which turn neighbouring rows of a head together where ours
+turn those of its two halves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bigtrain.config import ModelConfig
+from bigtrain.convert.families.bert import KEYS, SHAPE, body, both
+from bigtrain.convert.family import Family
+from bigtrain.convert.mapping import VALUE, WHOLE, Cut, key_rows, query_rows
+
+
+def _neighbours(rows: Callable[[ModelConfig], np.ndarray]) -> Cut:
+    """Of each head the first row of either half, then the second of either, and so on."""
+    return Cut(lambda model: rows(model).reshape(-1, 2, model.head_size // 2).swapaxes(1, 2).ravel())
+
+
+def _write(model: ModelConfig) -> dict[str, Any]:
+    return {"embedding_size": model.hidden_size, "rotary_value": False}
+
+
+ROFORMER = Family(
+    name="RoFormer",
+    model_type="roformer",
+    architecture="RoFormerForMaskedLM",
+    weights={
+        **body("roformer.", {"query": _neighbours(query_rows), "key": _neighbours(key_rows), "value": VALUE}),
+        **both(
+            {
+                "lm_head.dense": "cls.predictions.transform.dense",
+                "lm_head.layer_norm": "cls.predictions.transform.LayerNorm",
+            }
+        ),
+        "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
+        "output_layer.bias": {"cls.predictions.bias": WHOLE},
+    },
+    shape={**SHAPE, "position_embedding": "rope"},
+    keys=KEYS,
+    prefix="roformer.",
+    heads=("cls.predictions.",),
+    write=_write,
+    # Angles, which transformers computes anew, and tells; in bfloat16 they would be others.
+    buffers=(r"roformer\.encoder\.embed_positions\.weight",),
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    other_heads=frozenset({"classification", "regression"}),  # it has no tanh
+)
