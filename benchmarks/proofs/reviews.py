@@ -15,9 +15,9 @@ from proofs.bench import Bench, Row, Took, figure, p_value, read_scores
 
 LABELLED = 9800
 """Reviews of which MiniLM learns the labels."""
-FEW = 2000
+FEW = 500
 """Of which the small ones do."""
-PRETRAINING = 1000
+PRETRAINING = 8000
 """Steps by masked words."""
 WORDS = 150
 """Of a longer review a third of so many words is kept from its beginning and the rest from its end."""
@@ -31,14 +31,14 @@ SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 512,
     "max_position_embeddings": LENGTH,
-    "position_embedding": "learned",
+    "position_embedding": "rope",
     "normalization": "layernorm",
     "norm_eps": 1e-12,
     "hidden_act": "gelu",
     "gated_mlp": False,
     "linear_bias": True,
     "tie_word_embeddings": True,
-    "initializer_range": 0.05,
+    "initializer_range": 0.09,
 }
 
 Rows = list[dict[str, str]]
@@ -79,13 +79,13 @@ def small(bench: Bench) -> None:
     bench.bigtrain("tokenizer", "train", text, "--output", tokenizer, *words)
     bench.bigtrain("data", "prepare", text, "--output", data, "--tokenizer", tokenizer, "--validation-fraction", "0.02")
     took = bench.bigtrain("pretrain", _pretraining(bench, data, pretrained))
-    about = f"{FEW:,} reviews, 200 steps of 32 of {LENGTH} tokens"
+    about = f"{FEW:,} reviews, 120 steps of 32 of {LENGTH} tokens"
     shape = [f"model={json.dumps(SMALL)}", f"tokenizer.path={tokenizer}"]
     scratch, of_scratch = _fine_tuned(bench, "from-scratch", shape)
     begun, of_begun = _fine_tuned(bench, "from-pretrained", [f"checkpoint.initialize_from={pretrained}"])
     rows.append(_judged(bench, scratch, "small BERT from scratch", about, of_scratch))
     against = scratch / "evaluation" / "test.predictions.jsonl"
-    about += f"; before that the text of {len(train):,}, {PRETRAINING} steps of 32 of 128 tokens"
+    about += f"; before that the text of {len(train):,}, {PRETRAINING:,} steps of 16 of 128 tokens"
     rows.append(_judged(bench, begun, "the same, pretrained here", about, took + of_begun, against))
     p = p_value(read_scores(begun / "evaluation" / "test.scores.json"), "accuracy")
     bench.save(COLUMNS, rows, [f"Pretrained against from scratch: p = {p:.2g} (McNemar's exact test).\n"])
@@ -96,17 +96,17 @@ def _pretraining(bench: Bench, data: Path, output: Path) -> Path:
         "pretrain.yaml",
         {
             "model": SMALL,
-            "data": {"train": str(data / "train"), "validation": str(data / "validation")},
+            "data": {"train": str(data / "train"), "validation": str(data / "validation"), "mlm_probability": 0.3},
             "optimizer": {"lr": 2e-3, "weight_decay": 0.01, "betas": [0.9, 0.98]},
-            "schedule": {"name": "linear", "warmup_steps": 100},
+            "schedule": {"name": "linear", "warmup_steps": 300},
             "training": {
                 "output_dir": str(output),
                 "steps": PRETRAINING,
-                "global_batch_size": 32,
-                "micro_batch_size": 32,
+                "global_batch_size": 16,
+                "micro_batch_size": 16,
                 "sequence_length": 128,
-                "precision": "bf16",
-                "validation_interval": 500,
+                "precision": "fp32",
+                "validation_interval": 1000,
                 "validation_samples": 256,
             },
             "checkpoint": {"interval": 0},
@@ -121,11 +121,13 @@ def _fine_tuned(bench: Bench, name: str, words: Sequence[str]) -> tuple[Path, To
     took = bench.bigtrain(
         "finetune",
         "configs/finetune/imdb.yaml",
-        *_words(bench, run, 200),
+        *_words(bench, run, 120),
         *words,
         "finetune.validation_fraction=0.1",
-        "training.validation_interval=50",
+        "finetune.classifier_pooling=mean",
+        "training.validation_interval=30",
         "training.micro_batch_size=32",
+        "schedule.warmup_steps=20",
         "optimizer.lr=1e-3",
     )
     return run, took

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from bigtrain.cli.arguments import out
+from bigtrain.config.tasks import OF_WHOLE_TEXTS
 from bigtrain.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from bigtrain.data.examples import Examples
 
 _OVERRIDES = ("parallel.zero_stage=0", "parallel.offload=none", "training.precision=fp32")
-_TASKS = ("classification", "regression")
 
 
 def explain(
@@ -38,9 +38,9 @@ def explain(
     from bigtrain.report.explanation import explanation_page
 
     config = load_run(run, _OVERRIDES)
-    if config.finetune.task not in _TASKS:
+    if config.finetune.task not in OF_WHOLE_TEXTS:
         raise ConfigError(
-            f"{run} is of finetune.task={config.finetune.task}; what is explained is {' or '.join(_TASKS)}"
+            f"{run} is of finetune.task={config.finetune.task}; what is explained is {' or '.join(OF_WHOLE_TEXTS)}"
         )
     labels = config.finetune.labels or []
     if label is not None and label not in labels:

@@ -11,6 +11,8 @@ from bigtrain.errors import ConfigError
 Task = Literal["classification", "regression", "tagging", "question_answering", "sequence_to_sequence"]
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+OF_WHOLE_TEXTS: tuple[Task, ...] = ("classification", "regression")
+"""Tasks of which one thing is said of a text."""
 OF_TEXTS = ("bleu", "chrf")
 """Metrics of texts that a model has written."""
 _TEXTS_WRITTEN = 200
@@ -73,6 +75,9 @@ class FinetuneConfig(Section):
     """All classes, or tags, in order; default: those that occur in `train`."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: every class counts as much in the loss, however many examples it has."""
+    classifier_pooling: Literal["cls", "mean"] = "cls"
+    """What a class or number is read from in a BERT: its first token, or the mean of all, padding left out
+    (ModernBERT's word). A first token that pretraining taught nothing looks anywhere."""
     lora: LoraConfig | None = None
     """Train low-rank adapters in place of the weights; `{}` takes all defaults. Default: train the weights. In
     `bigtrain pretrain`, too."""

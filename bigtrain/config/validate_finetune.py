@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bigtrain.config.reference import any_of
 from bigtrain.config.schema import Config
-from bigtrain.config.tasks import OF_TEXTS
+from bigtrain.config.tasks import OF_TEXTS, OF_WHOLE_TEXTS
 
 METRICS = {
     "classification": ("loss", "accuracy", "f1"),
@@ -36,6 +36,11 @@ def finetune_problems(config: Config) -> Iterator[str]:
     yield from _held_out(config)
     yield from _written(config)
     yield from _labels(config)
+    if options.classifier_pooling != "cls" and (task not in OF_WHOLE_TEXTS or config.model.architecture != "bert"):
+        yield (
+            f"finetune.classifier_pooling={options.classifier_pooling} is for finetune.task={any_of(OF_WHOLE_TEXTS)} "
+            f"with model.architecture=bert, and these are {task} and {config.model.architecture}; leave it out"
+        )
     fits = {"sequence_to_sequence": ("gpt", "t5")}.get(task, ("gpt", "bert"))
     if config.model.architecture not in fits:
         yield f"finetune.task={task} is for model.architecture={any_of(fits)}, and it is {config.model.architecture}"

@@ -52,6 +52,11 @@ def task_keys(family: Family, task: FinetuneConfig) -> dict[str, Any]:
     of_family = _OF_TASKS[task.task]._model_mapping.get(type(config), None)
     if of_family is None:
         raise ConversionError(f"transformers has no model of {family.name} for {task.task.replace('_', ' ')}")
+    if task.classifier_pooling != "cls":
+        raise ConversionError(
+            f"finetune.classifier_pooling is {task.classifier_pooling}, and the {of_family.__name__} of transformers "
+            "reads the first token: it cannot say the same"
+        )
     if task.task in family.other_heads:
         raise ConversionError(
             f"the {of_family.__name__} of transformers has another head than BigTrain's: what was fine-tuned for "

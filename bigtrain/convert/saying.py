@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from bigtrain.checkpoint.catalog import Checkpoint
 from bigtrain.config import ModelConfig
-from bigtrain.config.tasks import FinetuneConfig
+from bigtrain.config.tasks import OF_WHOLE_TEXTS, FinetuneConfig
 from bigtrain.convert.classes import LANGUAGE_MODELS, class_of
 from bigtrain.convert.own_model import own_model, own_shapes
 from bigtrain.convert.source import model_config
@@ -47,7 +47,7 @@ def samples_of(
         return [{"input_ids": a, "decoder_input_ids": b} for a, b in zip(ids, said, strict=True)]
     if framing is None:
         return [{"input_ids": sequence} for sequence in ids]
-    if task is not None and task.task in ("classification", "regression"):
+    if task is not None and task.task in OF_WHOLE_TEXTS:
         ids = [part for sequence in ids for part in sequence.split(_JUDGED, dim=1)]
     room = framing.room(model.longest_sequence, texts=1)
     return [{"input_ids": torch.tensor([framing.around(sequence[0, :room].tolist())[0]])} for sequence in ids]
@@ -118,7 +118,7 @@ def _as_rows(said: Tensor, task: FinetuneConfig) -> Tensor:
     """[n, outputs] out of a head's outputs for one text; of an answer's two ends each is one of the tokens."""
     if task.task == "question_answering":
         return said[0].T
-    return said if task.task in ("classification", "regression") else said[0]
+    return said if task.task in OF_WHOLE_TEXTS else said[0]
 
 
 def hf_class(config: PretrainedConfig, checkpoint: Checkpoint, task: FinetuneConfig | None) -> Any:

@@ -72,6 +72,7 @@ def open_task(config: Config) -> TaskInputs:
         "labels": labels,
         "sequence_length": config.training.sequence_length,
         "seed": config.training.seed,
+        **({} if options.classifier_pooling == "cls" else {"classifier_pooling": options.classifier_pooling}),
     }
     resumed = checkpoint_to_resume(config, identity)
     initial = None if resumed else initial

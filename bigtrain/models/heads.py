@@ -1,5 +1,5 @@
-"""A task's head in place of the output over the vocabulary: dropout and a linear layer, of a BERT's first token with a
-layer before (its "pooler", arXiv:1810.04805).
+"""A task's head in place of the output over the vocabulary: dropout and a linear layer, of a BERT's first token or the
+mean of all with a layer before (its "pooler", arXiv:1810.04805).
 
 What lies below is the model as it is, whatever its architecture; its last chunk gives the hidden states to the head.
 The head is whole on every process of the tensor group, which all compute the same.
@@ -15,6 +15,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from bigtrain.config import Config
+from bigtrain.config.tasks import OF_WHOLE_TEXTS
 from bigtrain.data.batch import Batch
 from bigtrain.models.bert import Pooler
 from bigtrain.models.build import Chunk, build_model
@@ -51,6 +52,7 @@ class TaskChunk(nn.Module):
     def __init__(self, chunk: Chunk, config: Config, outputs: int) -> None:
         super().__init__()
         self.kind: Any = config.finetune.task
+        self.takes_mean = config.finetune.classifier_pooling == "mean"
         self.config, self.vp_stage, self.model_type = chunk.config, chunk.vp_stage, chunk.model_type
         self.pre_process, self.post_process = chunk.pre_process, chunk.post_process
         self.head: nn.Linear | None = None
@@ -60,7 +62,7 @@ class TaskChunk(nn.Module):
             for name in ("output_layer", "lm_head", "binary_head", "pooler"):
                 if hasattr(chunk, name):
                     setattr(chunk, name, None)
-            of_text = self.kind in ("classification", "regression")
+            of_text = self.kind in OF_WHOLE_TEXTS
             pools = of_text and config.model.architecture == "bert"
             self.pooler = Pooler(chunk.config) if pools else None
             # As in `transformers`, where the head of a causal model's last token has no bias.
@@ -98,7 +100,9 @@ class TaskChunk(nn.Module):
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         hidden = hidden.transpose(0, 1)
-        if self.kind in ("classification", "regression"):
+        if self.takes_mean:
+            hidden = _mean(hidden, batch.lengths)  # type: ignore[attr-defined]
+        elif self.kind in OF_WHOLE_TEXTS:
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.speaks]  # type: ignore[attr-defined]
         return hidden if self.pooler is None else self.pooler(hidden)
 
@@ -110,6 +114,12 @@ class TaskChunk(nn.Module):
         if self.pooler is not None:
             found |= make_sharded_tensors_for_checkpoint(self.pooler.state_dict(), POOLER)
         return found
+
+
+def _mean(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """[b, s, hidden_size], of which so many tokens are text -> [b, hidden_size]."""
+    is_text = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return (hidden.float() * is_text[..., None]).sum(1).div(lengths[:, None]).to(hidden.dtype)
 
 
 def task_losses(kind: Kind, said: Tensor, labels: Tensor) -> Tensor:

@@ -174,9 +174,21 @@ def test_a_head_that_transformers_does_not_have(run_of: Callable[..., Path], tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_head_that_is_another_in_transformers(run_of: Callable[..., Path], tmp_path: Path) -> None:
-    run = run_of("Bert", "classification", random_model("Bert", "classification"), position_embedding="rope")
-    with pytest.raises(ConversionError, match="RoFormerForSequenceClassification of transformers has another head"):
+@pytest.mark.parametrize(
+    ("model", "finetune", "match"),
+    [
+        ({"position_embedding": "rope"}, {}, "RoFormerForSequenceClassification of transformers has another head"),
+        ({}, {"classifier_pooling": "mean"}, "BertForSequenceClassification of transformers reads the first token"),
+    ],
+)
+def test_a_head_that_is_another_in_transformers(
+    model: dict[str, Any], finetune: dict[str, Any], match: str, run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("Bert", "classification", random_model("Bert", "classification"), **model)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["finetune"] |= finetune
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConversionError, match=match):
         convert_to_hf(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

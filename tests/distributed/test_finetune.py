@@ -1,5 +1,6 @@
 """Fine-tuning trains what plain PyTorch trains on `transformers`' models with the same head, in every layout."""
 
+import copy
 import csv
 import functools
 import json
@@ -66,12 +67,14 @@ PARTS: dict[str, dict[str, Any]] = {
     "adapters-of-some": {"lora": {"r": 4, "lora_alpha": 6.0, "target_modules": ["q_proj", "v_proj", "up_proj"]}},
     "upper": {"freeze": 1},
     "head": {"freeze": "all"},
+    "mean": {"classifier_pooling": "mean"},
 }
-"""What is trained."""
+"""What is trained, and what is read."""
 TENSOR, PIPELINE = LAYOUTS[2][:2]
 CASES += [
     ("gpt", "classification", 1, {"zero_stage": 3}, "adapters"),
     ("bert", "classification", 1, {}, "head"),
+    *(("bert", "classification", nproc, parallel, "mean") for nproc, parallel in ((1, {}), (2, TENSOR), (2, PIPELINE))),
     *(("gpt", "classification", 2, parallel, "adapters") for parallel in (TENSOR, PIPELINE, {"zero_stage": 2})),
     ("gpt", "classification", 2, {"zero_stage": 3}, "adapters-of-some"),
     *(("bert", "classification", 2, parallel, "adapters") for parallel in (TENSOR, {"tensor": 2})),
@@ -223,12 +226,28 @@ def model(architecture: str, task: str) -> Any:
     return made
 
 
+class MeanPooled(torch.nn.Module):
+    """A BERT whose class is read from the mean of all tokens, as ModernBERT's `classifier_pooling` has it."""
+
+    def __init__(self, bert: Any) -> None:
+        super().__init__()
+        self.made = bert
+
+    def forward(self, labels: Tensor, **batch: Tensor) -> Any:
+        hidden, mask = self.made.bert(**batch).last_hidden_state, batch["attention_mask"]
+        mean = torch.stack([row[seen.bool()].mean(0) for row, seen in zip(hidden, mask, strict=True)])
+        logits = self.made.classifier(self.made.bert.pooler.dense(mean).tanh())
+        return SimpleNamespace(loss=F.cross_entropy(logits, labels))
+
+
 @functools.cache
 def part_of_model(architecture: str, task: str, part: str) -> tuple[Any, dict[str, Tensor]]:
     """The model that is trained plainly, and its adapters."""
     options = PARTS[part]
     if "lora" in options:
         return plain_lora.adapted(model(architecture, task), architecture, options["lora"])
+    if "classifier_pooling" in options:
+        return MeanPooled(copy.deepcopy(model(architecture, task))), {}
     if "freeze" in options:
         return plain_lora.trains_a_part(model(architecture, task), options["freeze"]), {}
     return model(architecture, task), {}
@@ -389,7 +408,8 @@ def folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shape = config(made, architecture, task, {})["model"]
         _, adapters = part_of_model(architecture, task, part)
         whole = weights(architecture, task) | adapters
-        plain.write_checkpoint(whole, shape, place(made, architecture, task, part), trained=PARTS[part])
+        trained = {} if part == "mean" else PARTS[part]
+        plain.write_checkpoint(whole, shape, place(made, architecture, task, part), trained=trained)
     return made
 
 

@@ -209,6 +209,9 @@ def test_rules_of_the_configuration(configured: Configured, tmp_path: Path) -> N
     assert "finetune.freeze=1 says what else stays as it is" in problems("tagging", lora={}, freeze=1)
     assert "finetune.freeze (3) is more than the model's 1 layers" in problems("tagging", freeze=3)
     assert "finetune.freeze=all leaves a task's head" in problems("sequence_to_sequence", freeze="all")
+    assert "finetune.classifier_pooling=mean is for finetune.task=classification or regression" in problems(
+        "tagging", classifier_pooling="mean"
+    )
     gateless = configured("tagging", lora={"target_modules": ["gate_proj"]})
     model = gateless.model.model_copy(update={"gated_mlp": False})
     with pytest.raises(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigtrain.config import ModelConfig
+from bigtrain.config.tasks import OF_WHOLE_TEXTS
 from bigtrain.convert.families.bert import KEYS, SHAPE, body, both
 from bigtrain.convert.family import Family
 from bigtrain.convert.mapping import VALUE, WHOLE, Cut, key_rows, query_rows
@@ -44,5 +45,5 @@ ROFORMER = Family(
     # Angles, which transformers computes anew, and tells; in bfloat16 they would be others.
     buffers=(r"roformer\.encoder\.embed_positions\.weight",),
     copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
-    other_heads=frozenset({"classification", "regression"}),  # it has no tanh
+    other_heads=frozenset(OF_WHOLE_TEXTS),  # it has no tanh
 )
