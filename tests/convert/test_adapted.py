@@ -2,6 +2,7 @@
 a merge gives."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from families import FAMILIES
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +25,8 @@ from bigtrain.errors import ConversionError
 
 LORA = {"r": 4, "lora_alpha": 6.0, "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj"]}
 LAYERS = "decoder.layers."
+SAVED = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight")
+"""As `peft` names an adapter of a Llama's."""
 
 
 def adapted(there: Path, run: Path) -> None:
@@ -57,17 +61,26 @@ def adapted(there: Path, run: Path) -> None:
 def test_peft_makes_of_them_what_a_merge_gives(name: str, tmp_path: Path) -> None:
     FAMILIES[name].build().save_pretrained(tmp_path / "model")
     convert_from_hf(tmp_path / "model", tmp_path / "here", verify=False)
-    adapted(tmp_path / "here", tmp_path / "run")
-    convert_to_adapter(tmp_path / "run", tmp_path / "adapter")
+    run = tmp_path / "run"
+    adapted(tmp_path / "here", run)
+    convert_to_adapter(run, tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.arange(60).view(2, 30)
     positions = torch.arange(30).expand(2, 30)
     with torch.no_grad():
         before = base(ids).logits
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
-        with own_model(find_checkpoint(tmp_path / "run")) as model:
+        with own_model(find_checkpoint(run)) as model:
             ours = model(ids, positions, None)[..., : theirs.shape[-1]]
     assert (theirs - before).abs().max() > 0.01 * before.abs().max()
     torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+    if name == "llama":  # a mistake in where modules lie would be made twice, but for the names in the file
+        saved, weights = load_file(tmp_path / "adapter/adapter_model.safetensors"), Weights(find_checkpoint(run))
+        for key in [*saved]:
+            named = SAVED.fullmatch(key)
+            assert named is not None, key
+            layer, module, half = named.groups()
+            (ours,) = (matrix for matrix, modules in weights.adapted.items() if module in modules)
+            assert torch.equal(saved[key], weights.adapter(ours, module, int(layer))["AB".index(half)]), key
     with pytest.raises(ConversionError, match=r"has no adapters: finetune\.lora was not set when it was trained"):
         convert_to_adapter(tmp_path / "here", tmp_path / "no")

@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
+    PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -24,69 +25,52 @@ Step = dict[str, Tensor]
 """A global batch in the words of `transformers`; -100 is no target."""
 
 
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "intermediate_size": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+POSITIONS = 64
+
+
 def bert(vocab_size: int, pad_id: int, sentences: bool) -> PreTrainedModel:
     """A tiny random BERT in float32, the same at every call; with `sentences` the one that also learns from these."""
-    torch.manual_seed(7)
-    config = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=pad_id,
-    )
-    model = (BertForPreTraining if sentences else BertForMaskedLM)(config)
-    with torch.no_grad():  # norms of exactly one and biases of exactly zero would hide that they are not applied
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    config = BertConfig(**SHAPE, vocab_size=vocab_size, max_position_embeddings=POSITIONS, pad_token_id=pad_id)
+    return _random(BertForPreTraining if sentences else BertForMaskedLM, config)
 
 
 def roberta(vocab_size: int, pad_id: int) -> PreTrainedModel:
     """The same of a RoBERTa, whose positions begin after `pad_id`."""
-    torch.manual_seed(7)
     config = RobertaConfig(
+        **SHAPE,
         vocab_size=vocab_size,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        intermediate_size=128,
-        max_position_embeddings=64 + pad_id + 1,
+        max_position_embeddings=POSITIONS + pad_id + 1,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
     )
-    model = RobertaForMaskedLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return _random(RobertaForMaskedLM, config)
 
 
 def roformer(vocab_size: int, pad_id: int) -> PreTrainedModel:
     """The same of a RoFormer, whose positions turn queries and keys."""
-    torch.manual_seed(7)
     config = RoFormerConfig(
+        **SHAPE,
         vocab_size=vocab_size,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        intermediate_size=128,
-        max_position_embeddings=64,
+        max_position_embeddings=POSITIONS,
         initializer_range=0.1,  # with less, attention looks everywhere alike, and positions hardly matter
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
     )
-    model = RoFormerForMaskedLM(config)
-    with torch.no_grad():
+    return _random(RoFormerForMaskedLM, config)
+
+
+def _random(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(7)
+    model = kind(config)
+    with torch.no_grad():  # norms of exactly one and biases of exactly zero would hide that they are not applied
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))

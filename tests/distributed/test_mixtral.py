@@ -17,7 +17,7 @@ import plain_mixtral
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-RECIPE = plain.Recipe(steps=10)
+RECIPE = plain.Recipe(steps=6)
 FIRST_STEP = 1e-6
 ALL_STEPS = 1e-4
 CONTROLS = 10.0
