@@ -40,7 +40,7 @@ class Taken:
     family: str
     parameters: int
     dtype: str
-    """Of the weights in the folder; the checkpoint's are float32."""
+    """Of the weights in the folder, and in the checkpoint."""
     parity: Parity | None
     """The proof, where it was asked for."""
 

@@ -11,13 +11,11 @@ import pytest
 
 from bigtrain.config import Config, to_yaml
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_at_random.py"
 INTERVAL = 6
-KILLS = 3
-"""As a rule: one of each rank and one of the launcher, at each kind of moment (seed 6)."""
-MANY_KILLS = 20
+KILLS = 20
 CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
 
 
@@ -25,11 +23,8 @@ def rows(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(KILLS, 6), pytest.param(MANY_KILLS, 1, marks=pytest.mark.slow)])
-def test_killed_and_started_again(
-    kills: int, seed: int, tiny: Callable[..., Config], dataset: Path, tmp_path: Path
-) -> None:
-    steps = INTERVAL * 2 * (kills + 1)
+def test_killed_and_started_again(tiny: Callable[..., Config], dataset: Path, tmp_path: Path) -> None:
+    steps = INTERVAL * 2 * (KILLS + 1)
     config = tiny(
         f"data.train={dataset / 'train'}",
         f"data.validation={dataset / 'validation'}",
@@ -43,9 +38,7 @@ def test_killed_and_started_again(
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     command = [sys.executable, str(TOOL), str(tmp_path / "run.yaml"), str(tmp_path / "runs")]
-    done = subprocess.run(
-        [*command, "--kills", str(kills), "--seed", str(seed)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--kills", str(KILLS), "--seed", "1"], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -58,16 +51,15 @@ def test_killed_and_started_again(
     assert curves[0] == curves[1]
 
     struck = json.loads((tmp_path / "runs/kills.json").read_text())
-    assert len(struck) == kills
+    assert len(struck) == KILLS
     begun = [row["step"] for row in rows(killed, "events.jsonl") if row["event"] in ("start", "resume")]
     assert begun == sorted(begun), "no start went behind the checkpoint of one before"
     known = [kill for kill in struck if kill["resumed_at"] is not None]
     assert [kill["resumed_at"] for kill in known] == [kill["checkpoint"] for kill in known]
     assert all(kill["last_step"] - kill["resumed_at"] <= 2 * INTERVAL for kill in known)
-    if kills == MANY_KILLS:
-        assert {kill["moment"] for kill in struck} == {"start", "step", "save"}
-        assert {kill["victim"] for kill in struck} == {"rank 0", "rank 1", "launcher"}
-        assert sum(kill["half_written"] for kill in struck) >= 2, "some kills hit a save"
+    assert {kill["moment"] for kill in struck} == {"start", "step", "save"}
+    assert {kill["victim"] for kill in struck} == {"rank 0", "rank 1", "launcher"}
+    assert sum(kill["half_written"] for kill in struck) >= 2, "some kills hit a save"
     left = sorted(path.name for path in (killed / "checkpoints").iterdir())
     kept = [f"step-{step:08d}" for step in (steps - INTERVAL, steps)]
     assert left == ["latest", *kept]

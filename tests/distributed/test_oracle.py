@@ -15,6 +15,8 @@ import plain
 pytestmark = pytest.mark.distributed
 
 RECIPE = plain.Recipe()
+SHORT = 8
+"""Steps of eight processes, which two cores take long for."""
 FIRST_STEP = 1e-6
 ALL_STEPS = 1e-4
 CONTROLS = 10.0
@@ -102,6 +104,7 @@ def histories(
                 "name": case_id(case),
                 "config": config(dataset, tied, 512, parallel),
                 "checkpoint": str(folder / f"tied-{tied}"),
+                "last": RECIPE.steps if nproc < 8 else SHORT,
             }
             for case in CASES
             for count, tied, parallel in [case]
@@ -130,7 +133,8 @@ def test_equals_plain_pytorch(
     case: tuple[int, bool, dict[str, Any]], histories: Callable[[int], Histories], oracle: Any
 ) -> None:
     reference, control = oracle[case[1]]
-    drift = differences(histories(case[0])[case_id(case)], reference)
+    history = histories(case[0])[case_id(case)]
+    drift = differences(history, reference[: len(history)])
     assert drift[0] < FIRST_STEP
     assert max(drift) < ALL_STEPS
     assert max(drift) < CONTROLS * control, f"drifted {max(drift):.1e}, the control {control:.1e}"

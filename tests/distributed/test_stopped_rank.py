@@ -15,7 +15,7 @@ import pytest
 
 from bigtrain.config import Config, to_yaml
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 STEP_TIMEOUT = 6.0
 
