@@ -26,6 +26,16 @@ def legal_layouts(config: Config, small: Config, world_size: int, pinned: Collec
     ]
 
 
+def why_not(config: Config, world_size: int, pinned: Collection[str]) -> str:
+    """What is wrong with the simplest layout."""
+    first = next(_candidates(config.parallel, world_size, pinned))
+    try:
+        validate(config.model_copy(update={"parallel": first}), world_size)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def _candidates(given: ParallelConfig, world_size: int, pinned: Collection[str]) -> Iterator[ParallelConfig]:
     divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
     choices: dict[str, list[Any]] = {

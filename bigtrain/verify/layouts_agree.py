@@ -10,7 +10,7 @@ from bigtrain.config import Config, ParallelConfig
 from bigtrain.errors import BigTrainError, ConfigError
 from bigtrain.verify.chain import Chain, Stretch, run_chain
 from bigtrain.verify.compare import Row, compare, control_drift
-from bigtrain.verify.layouts import legal_layouts, name, one_stage_each
+from bigtrain.verify.layouts import legal_layouts, name, one_stage_each, why_not
 from bigtrain.verify.legs import Leg, Outcome, run_legs
 from bigtrain.verify.shrink import shrunken
 
@@ -94,7 +94,8 @@ def legal(config: Config, small: Config, world_size: int, pinned: Collection[str
     """:func:`bigtrain.verify.layouts.legal_layouts`, of which there must be one."""
     layouts = legal_layouts(config, small, world_size, pinned)
     if not layouts:
-        raise ConfigError(f"no layout of {world_size} processes is legal for this configuration")
+        why = why_not(config, world_size, pinned) or why_not(small, world_size, pinned)
+        raise ConfigError(f"no layout of {world_size} processes is legal for this configuration: {why}")
     return layouts
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config import Config, load_config, validate
+from bigtrain.errors import ConfigError
 from bigtrain.models.size import parameter_count
 from bigtrain.verify.layouts import legal_layouts, name
+from bigtrain.verify.layouts_agree import legal
 from bigtrain.verify.shrink import shrunken
 
 MODELS = sorted((Path(__file__).parents[2] / "configs" / "models").glob("*.yaml"))
@@ -84,6 +86,12 @@ def test_the_users_own_limits_count(tiny: Callable[..., Config]) -> None:
     """515 rows do not split among two processes."""
     config = tiny("model.vocab_size=515")
     assert not [layout for layout in legal_layouts(config, shrunken(config, 2, 5, "fp32"), 2, ()) if layout.tensor > 1]
+
+
+def test_where_no_layout_is_legal_it_is_told_why(tiny: Callable[..., Config]) -> None:
+    config = tiny("training.steps=4", "schedule.warmup_steps=300")
+    with pytest.raises(ConfigError, match=r"no layout of 2 processes .*: schedule\.warmup_steps \(300\) is above"):
+        legal(config, shrunken(config, 2, 5, "fp32"), 2, ())
 
 
 def test_experts_are_spread_in_every_way(tiny: Callable[..., Config]) -> None:
