@@ -46,6 +46,18 @@ def both(modules: dict[str, str]) -> WeightMap:
     }
 
 
+HEAD: WeightMap = {
+    **both(
+        {
+            "lm_head.dense": "cls.predictions.transform.dense",
+            "lm_head.layer_norm": "cls.predictions.transform.LayerNorm",
+        }
+    ),
+    "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
+    "output_layer.bias": {"cls.predictions.bias": WHOLE},
+}
+"""What predicts tokens."""
+COPIES = {"cls.predictions.decoder.bias": "cls.predictions.bias"}
 SHAPE = {
     "architecture": "bert",
     "position_embedding": "learned",
@@ -84,18 +96,7 @@ BERT = Family(
     name="BERT",
     model_type="bert",
     architecture="BertForMaskedLM",
-    weights={
-        **body("bert."),
-        **both(
-            {
-                "lm_head.dense": "cls.predictions.transform.dense",
-                "lm_head.layer_norm": "cls.predictions.transform.LayerNorm",
-                "binary_head": "cls.seq_relationship",
-            }
-        ),
-        "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
-        "output_layer.bias": {"cls.predictions.bias": WHOLE},
-    },
+    weights={**body("bert."), **HEAD, **both({"binary_head": "cls.seq_relationship"})},
     shape=SHAPE,
     keys=KEYS,
     prefix="bert.",
@@ -105,6 +106,6 @@ BERT = Family(
     read=_read,
     ignored=frozenset({"classifier_dropout"}),
     buffers=(r"bert\.embeddings\.position_ids",),
-    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    copies=COPIES,
     endings=ENDINGS,
 )

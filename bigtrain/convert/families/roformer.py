@@ -8,9 +8,9 @@ import numpy as np
 
 from bigtrain.config import ModelConfig
 from bigtrain.config.tasks import OF_WHOLE_TEXTS
-from bigtrain.convert.families.bert import KEYS, SHAPE, body, both
+from bigtrain.convert.families.bert import COPIES, HEAD, KEYS, SHAPE, body
 from bigtrain.convert.family import Family
-from bigtrain.convert.mapping import VALUE, WHOLE, Cut, key_rows, query_rows
+from bigtrain.convert.mapping import VALUE, Cut, key_rows, query_rows
 
 
 def _neighbours(rows: Callable[[ModelConfig], np.ndarray]) -> Cut:
@@ -28,14 +28,7 @@ ROFORMER = Family(
     architecture="RoFormerForMaskedLM",
     weights={
         **body("roformer.", {"query": _neighbours(query_rows), "key": _neighbours(key_rows), "value": VALUE}),
-        **both(
-            {
-                "lm_head.dense": "cls.predictions.transform.dense",
-                "lm_head.layer_norm": "cls.predictions.transform.LayerNorm",
-            }
-        ),
-        "output_layer.weight": {"cls.predictions.decoder.weight": WHOLE},
-        "output_layer.bias": {"cls.predictions.bias": WHOLE},
+        **HEAD,
     },
     shape={**SHAPE, "position_embedding": "rope"},
     keys=KEYS,
@@ -44,6 +37,6 @@ ROFORMER = Family(
     write=_write,
     # Angles, which transformers computes anew, and tells; in bfloat16 they would be others.
     buffers=(r"roformer\.encoder\.embed_positions\.weight",),
-    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    copies=COPIES,
     other_heads=frozenset(OF_WHOLE_TEXTS),  # it has no tanh
 )
