@@ -15,7 +15,6 @@ import statistics
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/slurm"))
 
 import strikes
 from slurm_cluster import running_cluster
-from strikes import Recovery, Runs, curve, strike
+from strikes import Recovery, Runs, Stroke, curve, strike
 
 from bigtrain.prepare.prepare import prepare
 from bigtrain.prepare.train_tokenizer import train_sentencepiece
@@ -85,17 +84,12 @@ def main() -> None:
         write_table(options.table, found)
 
 
-def strike_once(
-    runs: Runs, name: str, kind: tuple[str, Callable[[strikes.Job], object], list[str], list[str]], step: int
-) -> Recovery:
+def strike_once(runs: Runs, name: str, kind: tuple[str, Stroke, list[str], list[str]], step: int) -> Recovery:
     """Strike a run at a step, and see that it ends with the curve of one that was left in peace."""
     _, stroke, sbatch, overrides = kind
     job = runs.submit(name, *sbatch, overrides=tuple(overrides))
     job.reach(step)
-    nodes = job.nodes
     cost = strike(job, name, stroke)
-    for node in nodes:
-        runs.cluster.repair(node)
     if job.end() != "COMPLETED" or curve(job.run) != runs.undisturbed():
         sys.exit(f"{name}: void, the run has not ended as the undisturbed one:\n{job.out.read_text()}")
     return cost

@@ -182,11 +182,16 @@ class Recovery:
     """Until the first step beyond all that were done before."""
 
 
-def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
-    """Do it, and measure until the run is further than it was."""
+Stroke = Callable[[Job], str | None]
+"""Gives the node that it has taken down and that is to be brought back, if any. No other may be: by then it may be
+another run's, which has lost it in its turn, and would go on in place before Slurm notices."""
+
+
+def strike(job: Job, name: str, stroke: Stroke) -> Recovery:
+    """Do it, and measure until the run is further than it was. Then bring back the node that it took down."""
     started = len(job.starts)
     step, began, said = job.step, time.time(), len(job.told)
-    stroke(job)
+    lost = stroke(job)
     seen: list[float] = []
     restarted: list[float] = []
 
@@ -208,7 +213,7 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
         raise TimeoutError(f"{error}: {job.standing}\n{job.told[-3000:]}") from None
     back = job.starts[started]
     job.reach(step + 1)
-    return Recovery(
+    cost = Recovery(
         strike=name,
         lost_steps=max(0, step - back["step"]),
         noticed=seen[0] - began,
@@ -217,6 +222,9 @@ def strike(job: Job, name: str, stroke: Callable[[Job], object]) -> Recovery:
         loading=back.get("loaded_seconds", 0.0),
         stepped=time.time() - began,
     )
+    if lost:
+        job.cluster.repair(lost)
+    return cost
 
 
 def warning(job: Job) -> None:
@@ -228,17 +236,17 @@ def requeue(job: Job) -> None:
     job.cluster.ask("scontrol", "requeue", job.id)
 
 
-def kill_node(job: Job) -> None:
+def kill_node(job: Job) -> str:
     """The one without the batch step."""
-    job.cluster.kill(job.nodes[1])
+    return _lost(job, job.cluster.kill, 1)
 
 
-def kill_first_node(job: Job) -> None:
-    job.cluster.kill(job.nodes[0])
+def kill_first_node(job: Job) -> str:
+    return _lost(job, job.cluster.kill, 0)
 
 
-def cut_node(job: Job) -> None:
-    job.cluster.cut(job.nodes[1])
+def cut_node(job: Job) -> str:
+    return _lost(job, job.cluster.cut, 1)
 
 
 def kill_rank(job: Job) -> None:
@@ -254,3 +262,9 @@ def preempt(job: Job) -> None:
     nodes = ",".join(job.nodes)
     words = ["--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null", "--wrap=true"]
     job.cluster.ask("sbatch", "--parsable", *words)
+
+
+def _lost(job: Job, lose: Callable[[str], None], number: int) -> str:
+    node = job.nodes[number]
+    lose(node)
+    return node
