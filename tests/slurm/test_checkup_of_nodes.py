@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def doctor(
     ]
     words = [f"training.output_dir={runs.folder / name}", "training.global_batch_size=24", *overrides]
     env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", **variables}
-    return subprocess.run([*command, *words], env=env, capture_output=True, text=True, check=False, cwd=cwd)
+    return _run([*command, *words], env=env, cwd=cwd)
 
 
 def test_healthy_nodes(runs: Runs) -> None:
@@ -54,7 +55,7 @@ def test_in_a_shell_on_the_first_node(runs: Runs) -> None:
     shell.chmod(0o755)
     env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", "SHELL": str(shell)}
     allocate = ["salloc", "--quiet", "--nodes=2", "--nodelist=n[1-2]"]
-    done = subprocess.run(allocate, env=env, capture_output=True, text=True, check=False)
+    done = _run(allocate, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *_, last = done.stdout.splitlines()
     assert (first, last) == ("step 4294967290", "all fit")
@@ -86,7 +87,9 @@ def test_a_folder_that_is_not_shared(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
-    """Slurm does not know it yet."""
+    """Slurm does not know it yet, and nothing of an earlier job was left for the node to report: while something is,
+    Slurm gives the node to no other job."""
+    _all_idle(cluster)
     cluster.kill("n2")
     try:
         done = doctor(runs, "died")
@@ -94,5 +97,14 @@ def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
         assert done.stdout.splitlines()[-1] == "to start without n2: sbatch --exclude=n2, or launch.exclude=n2"
     finally:
         cluster.revive("n2")
+    _all_idle(cluster)
+
+
+def _run(command: Sequence[str], *, env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`salloc` by itself waits for ever."""
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+
+def _all_idle(cluster: Cluster) -> None:
     command = ["sinfo", "--noheader", "--partition=main", "--format=%T"]
     wait_for("idle nodes", lambda: cluster.ask(*command).split() == ["idle"], PATIENCE)
