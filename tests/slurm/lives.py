@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 import strikes
-from slurm_cluster import wait_for
-from strikes import PATIENCE, SCRIPTS, Job, Recovery, Runs, Stroke, curve, rows, strike
+from slurm_cluster import PATIENCE, wait_for
+from strikes import SCRIPTS, Job, Recovery, Runs, Stroke, curve, rows, strike
 
 import bigtrain
 

@@ -25,6 +25,8 @@ from pathlib import Path
 PACKAGES = ["munge", "slurmctld", "slurmd", "slurm-client", "iproute2"]
 NETWORK, BRIDGE, MARK = "10.83.7", "bigtrain0", "# bigtrain test cluster"
 _UP = {"idle", "mixed", "allocated", "completing"}
+PATIENCE = 400.0
+"""Seconds in which anything here must have happened, on a machine that is busy with several runs at once."""
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -103,6 +105,15 @@ class Cluster:
         """What a command prints, run with this cluster as its Slurm."""
         env = {**os.environ, **self.env, **variables}
         return subprocess.run(command, env=env, check=check, stdout=subprocess.PIPE, text=True).stdout
+
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """A command to its end, with this cluster as its Slurm: how it ended and what it told.
+
+        Raises:
+            subprocess.TimeoutExpired: It has waited too long. `salloc` would for ever.
+        """
+        env = {**os.environ, **self.env, **variables}
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
     def kill(self, node: str) -> None:
         """What a power cut does: nothing of the node lives on."""

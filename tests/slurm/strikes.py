@@ -12,13 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from slurm_cluster import Cluster, wait_for
+from slurm_cluster import PATIENCE, Cluster, wait_for
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 CLOCKS = {"step_seconds", "data_seconds", "tokens_per_second", "memory_bytes"}
 """What differs between two runs that compute the same."""
-PATIENCE = 400.0
-"""Seconds in which anything here must have happened, on a machine that is busy with several runs at once."""
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -238,15 +236,18 @@ def requeue(job: Job) -> None:
 
 def kill_node(job: Job) -> str:
     """The one without the batch step."""
-    return _lost(job, job.cluster.kill, 1)
+    job.cluster.kill(node := job.nodes[1])
+    return node
 
 
 def kill_first_node(job: Job) -> str:
-    return _lost(job, job.cluster.kill, 0)
+    job.cluster.kill(node := job.nodes[0])
+    return node
 
 
 def cut_node(job: Job) -> str:
-    return _lost(job, job.cluster.cut, 1)
+    job.cluster.cut(node := job.nodes[1])
+    return node
 
 
 def kill_rank(job: Job) -> None:
@@ -262,9 +263,3 @@ def preempt(job: Job) -> None:
     nodes = ",".join(job.nodes)
     words = ["--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null", "--wrap=true"]
     job.cluster.ask("sbatch", "--parsable", *words)
-
-
-def _lost(job: Job, lose: Callable[[str], None], number: int) -> str:
-    node = job.nodes[number]
-    lose(node)
-    return node

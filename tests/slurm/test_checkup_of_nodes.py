@@ -1,15 +1,13 @@
 """The doctor in jobs of a real Slurm."""
 
-import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, wait_for
-from strikes import PATIENCE, Runs
+from slurm_cluster import PATIENCE, Cluster, wait_for
+from strikes import Runs
 
 pytestmark = pytest.mark.slurm
 
@@ -31,8 +29,7 @@ def doctor(
         str(runs.config),
     ]
     words = [f"training.output_dir={runs.folder / name}", "training.global_batch_size=24", *overrides]
-    env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", **variables}
-    return _run([*command, *words], env=env, cwd=cwd)
+    return runs.cluster.run(*command, *words, cwd=cwd, COLUMNS="200", **variables)
 
 
 def test_healthy_nodes(runs: Runs) -> None:
@@ -53,9 +50,8 @@ def test_in_a_shell_on_the_first_node(runs: Runs) -> None:
     words = [f"training.output_dir={runs.folder / 'interactive'}", "launch.checkup_timeout=60"]
     shell.write_text(f"#!/bin/sh\necho step $SLURM_STEP_ID\nexec {shlex.join([*command, *words])}\n")
     shell.chmod(0o755)
-    env = {**os.environ, **runs.cluster.env, "COLUMNS": "200", "SHELL": str(shell)}
     allocate = ["salloc", "--quiet", "--nodes=2", "--nodelist=n[1-2]"]
-    done = _run(allocate, env=env)
+    done = runs.cluster.run(*allocate, COLUMNS="200", SHELL=str(shell))
     assert done.returncode == 0, done.stdout + done.stderr
     first, *_, last = done.stdout.splitlines()
     assert (first, last) == ("step 4294967290", "all fit")
@@ -98,11 +94,6 @@ def test_a_node_that_died_since(runs: Runs, cluster: Cluster) -> None:
     finally:
         cluster.revive("n2")
     _all_idle(cluster)
-
-
-def _run(command: Sequence[str], *, env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`salloc` by itself waits for ever."""
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def _all_idle(cluster: Cluster) -> None:

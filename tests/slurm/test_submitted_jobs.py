@@ -1,7 +1,6 @@
 """A run on a real Slurm through `bigtrain` alone: submitted, watched, stopped, continued; swept; followed by others."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, wait_for
-from strikes import PATIENCE, rows
+from slurm_cluster import PATIENCE, Cluster, wait_for
+from strikes import rows
 
 from bigtrain.config import Config, to_yaml
 
@@ -25,15 +24,7 @@ def bigtrain(cluster: Cluster, tmp_path: Path) -> Bigtrain:
     """Runs a command of the package's in a folder of its own."""
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "bigtrain", *map(str, words)],
-            cwd=tmp_path,
-            env={**os.environ, **cluster.env},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        return cluster.run(sys.executable, "-m", "bigtrain", *map(str, words), cwd=tmp_path)
 
     return run
 
